@@ -1,0 +1,40 @@
+# Every target sets up what it needs in .venv; only Python 3.10+ and make have to be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CAMVID ?= $(or $(VSS_HF_CAMVID),../shared/data/camvid_vspw)
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+.PHONY: help demo demo-camvid test test-all lint clean
+help:
+	@echo "make demo         sample videos -> training -> evaluation -> model folder with card -> overlay video"
+	@echo "make demo-camvid  the same on CamVid in VSPW layout: make demo-camvid CAMVID=path"
+	@echo "make test         quick tests        make test-all  all of them, slow and GPU ones too"
+	@echo "make lint         ruff and pyright"
+
+# One stamp per state of pyproject.toml: a changed dependency installs anew, nothing else does.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python -m vss_hf.quickstart --out demo
+
+demo-camvid: $(VENV)/installed
+	$(BIN)/python -m vss_hf.quickstart --out demo/camvid --recipe camvid-ocrnet --data "$(CAMVID)"
+
+# Two processes of one thread each: small models gain nothing from more threads.
+test: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu"
+
+test-all: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(PYTEST)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf demo runs build *.egg-info

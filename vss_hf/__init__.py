@@ -1,0 +1,49 @@
+"""Video semantic segmentation with the Hugging Face tools you already know.
+
+After `import vss_hf`, `AutoConfig`, `AutoModelForSemanticSegmentation`, `AutoImageProcessor` and `pipeline` load every model
+folder that this package wrote. Public names are loaded on first use, so that the import stays cheap.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import transformers  # noqa: F401  (lazy itself; its Auto classes are what we extend)
+
+from ._register import register
+
+
+if TYPE_CHECKING:
+    from .data import VSPW, ClassList, load_vspw
+    from .inference import VideoSegmenter, semantic_scores
+    from .metrics import ConfusionMatrix, VideoConsistency
+    from .modeling.configuration_ocrnet import OCRNetConfig
+    from .modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
+
+
+__version__ = "0.1.0"
+
+PUBLIC = {
+    "VSPW": "vss_hf.data",
+    "ClassList": "vss_hf.data",
+    "load_vspw": "vss_hf.data",
+    "VideoSegmenter": "vss_hf.inference",
+    "semantic_scores": "vss_hf.inference",
+    "ConfusionMatrix": "vss_hf.metrics",
+    "VideoConsistency": "vss_hf.metrics",
+    "OCRNetConfig": "vss_hf.modeling.configuration_ocrnet",
+    "OCRNetForSemanticSegmentation": "vss_hf.modeling.modeling_ocrnet",
+}
+__all__ = [*PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'vss_hf' has no attribute '{name}'")
+    return getattr(importlib.import_module(PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *PUBLIC])
+
+
+register()
