@@ -1,0 +1,27 @@
+"""What every image segmentation model of this package returns."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class SemanticSegmenterOutput(ModelOutput):
+    """Output of an image model.
+
+    Args:
+        loss: scalar, fp32; present when labels were given.
+        logits: (batch, num_labels, height / stride, width / stride), the decode head's own resolution. Upsample with
+            `vss_hf.modeling.dense` or `vss_hf.inference.semantic_scores`.
+        auxiliary_logits: one (batch, num_labels, h, w) tensor per auxiliary head, in training or with
+            `output_auxiliary_logits=True`.
+        hidden_states: the backbone's hidden states, with `output_hidden_states=True`.
+        attentions: the backbone's attention maps, with `output_attentions=True`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    auxiliary_logits: tuple[torch.FloatTensor, ...] | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
