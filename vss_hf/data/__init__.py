@@ -1,0 +1,55 @@
+"""Data: VSPW and data sets in its layout, class lists, shuffled streams, verification, transforms, samples.
+
+Everything is imported on first use, so that `vss_hf.data.labels` costs numpy only.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from .labels import IGNORE_INDEX as IGNORE_INDEX
+    from .labels import VSPW as VSPW
+    from .labels import ClassList as ClassList
+    from .sample import make_sample_dataset as make_sample_dataset
+    from .stream import FrameStream as FrameStream
+    from .transforms import AugmentationConfig as AugmentationConfig
+    from .transforms import TrainTransform as TrainTransform
+    from .verify import VerifyReport as VerifyReport
+    from .verify import verify_dataset as verify_dataset
+    from .vspw import FrameRecord as FrameRecord
+    from .vspw import VSPWVideo as VSPWVideo
+    from .vspw import decode_frame as decode_frame
+    from .vspw import load_vspw as load_vspw
+    from .vspw import scan_split as scan_split
+
+_HOME = {
+    "IGNORE_INDEX": "labels",
+    "VSPW": "labels",
+    "ClassList": "labels",
+    "FrameRecord": "vspw",
+    "VSPWVideo": "vspw",
+    "decode_frame": "vspw",
+    "load_vspw": "vspw",
+    "scan_split": "vspw",
+    "FrameStream": "stream",
+    "VerifyReport": "verify",
+    "verify_dataset": "verify",
+    "AugmentationConfig": "transforms",
+    "TrainTransform": "transforms",
+    "make_sample_dataset": "sample",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *_HOME})
