@@ -1,0 +1,15 @@
+"""Scores for label maps: confusion matrix (mIoU and friends) and video consistency.
+
+`MEAN_IOU` and `VIDEO_CONSISTENCY` are folders for `evaluate.load(str(...))`; `evaluate` itself is not imported here.
+"""
+
+from pathlib import Path
+
+from .confusion import ConfusionMatrix
+from .video_consistency import VideoConsistency
+
+
+MEAN_IOU = Path(__file__).resolve().parent / "mean_iou"
+VIDEO_CONSISTENCY = Path(__file__).resolve().parent / "video_consistency_metric"
+
+__all__ = ["MEAN_IOU", "VIDEO_CONSISTENCY", "ConfusionMatrix", "VideoConsistency"]

@@ -1,0 +1,49 @@
+"""What both metrics need: label maps in as integer tensors, and sums across processes."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+def as_label_map(values: Any, name: str) -> torch.Tensor:
+    """Turns a tensor, an array, a PIL image or nested lists into an integer tensor, without a copy where possible.
+
+    Args:
+        values: labels of any integer dtype and any shape.
+        name: how errors call it.
+
+    Raises:
+        ValueError: the values are not integers.
+    """
+    if isinstance(values, torch.Tensor):
+        if values.is_floating_point() or values.is_complex():
+            raise ValueError(
+                f"{name} has dtype {values.dtype}; label maps hold integers (take the argmax of scores first)"
+            )
+        labels = values
+    else:
+        array = np.asarray(values)
+        if array.dtype.kind not in "iub":
+            raise ValueError(
+                f"{name} has dtype {array.dtype}; label maps hold integers (take the argmax of scores first)"
+            )
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape)
+        labels = torch.from_numpy(array if array.flags.writeable else array.copy())
+    if labels.dtype is torch.bool:
+        return labels.to(torch.uint8)
+    if labels.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has few operations for these
+        return labels.to(torch.int64)
+    return labels
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Returns the sum of `values` over the processes of torch.distributed, or `values` when it is not in use."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return values
+    on_cpu = values.device.type == "cpu"
+    # NCCL sums on the GPU only. Gloo, and the "cpu:gloo,cuda:nccl" pair, take CPU tensors as they are.
+    total = values.cuda() if on_cpu and dist.get_backend() == "nccl" else values.clone()
+    dist.all_reduce(total)
+    return total.to(values.device)
