@@ -1,0 +1,6 @@
+"""Official checkpoints of other projects, filled into this package's models."""
+
+from .state_dict import ConversionReport, load_reference_state_dict
+
+
+__all__ = ["ConversionReport", "load_reference_state_dict"]

@@ -1,0 +1,57 @@
+"""Fill a model from a state dict with reference names, strictly."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from .mmseg import mmseg_ocrnet_names
+
+
+@dataclass
+class ConversionReport:
+    """What a conversion did.
+
+    Args:
+        loaded: names of the model's tensors that were filled.
+        unused: reference names that this model has no place for.
+    """
+
+    loaded: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+
+# (source, model_type) -> function from the reference's state dict to (our names -> tensors, unused reference names)
+CONVERTERS: dict[tuple[str, str], Callable] = {("mmseg", "vss_ocrnet"): mmseg_ocrnet_names}
+
+
+def load_reference_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> ConversionReport:
+    """Fill `model` with tensors that carry the names of a reference implementation.
+
+    Args:
+        model: a model of this package, built with the configuration of the reference.
+        state_dict: the reference's tensors, without any wrapper (`checkpoint["state_dict"]` of an mmseg file).
+        source: `mmseg` (mmsegmentation 0.x and 1.x).
+
+    Returns:
+        ConversionReport: what was loaded and which tensors have no place here.
+
+    Raises:
+        ValueError: for an unknown source, a tensor that is missing, unexpected or of another shape.
+    """
+    key = (source, model.config.model_type)
+    if key not in CONVERTERS:
+        known = ", ".join(sorted(s for s, kind in CONVERTERS if kind == key[1])) or "none"
+        raise ValueError(f"no converter from '{source}' to {key[1]}; known sources: {known}")
+    tensors, unused = CONVERTERS[key](state_dict, model)
+    own = model.state_dict()
+    missing = sorted(set(own) - set(tensors))
+    unexpected = sorted(set(tensors) - set(own))
+    shapes = [f"{n}: {tuple(tensors[n].shape)} for {tuple(own[n].shape)}" for n in tensors if n in own and tensors[n].shape != own[n].shape]
+    problems = [f"{title}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+                for title, names in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)) if names]
+    if problems:
+        raise ValueError(f"the {source} state dict does not fit {type(model).__name__}: " + "; ".join(problems))
+    model.load_state_dict(tensors, strict=False)
+    return ConversionReport(loaded=sorted(tensors), unused=sorted(unused))

@@ -1,0 +1,281 @@
+"""Evaluation of a model, or of anybody's prediction files, on labelled videos."""
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from vss_hf.data.labels import ClassList
+from vss_hf.data.vspw import FrameRecord, VSPWVideo, read_image, read_mask, scan_split
+from vss_hf.metrics import ConfusionMatrix, VideoConsistency
+
+from .segmenter import VideoSegmenter
+
+
+@dataclass
+class LabelledFrame:
+    """One decoded frame: its video's position, RGB image (None when only the mask is wanted), mask as on disk."""
+
+    video: int
+    name: str
+    image: np.ndarray | None
+    raw_labels: np.ndarray
+
+
+class FrameReader(Dataset):
+    """Decodes the frames of videos in order.
+
+    Args:
+        videos: from `scan_split`.
+        with_images: whether to decode the frames beside the masks.
+    """
+
+    def __init__(self, videos: list[VSPWVideo], with_images: bool = True):
+        self.frames = [(i, record) for i, video in enumerate(videos) for record in video.frames]
+        self.with_images = with_images
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> LabelledFrame:
+        video, record = self.frames[index]
+        image = read_image(record.image_path) if self.with_images else None
+        labels = read_mask(record.mask_path)
+        if image is not None and image.shape[:2] != labels.shape:
+            raise ValueError(
+                f"{record.mask_path}: mask is {labels.shape[1]}x{labels.shape[0]} and its frame "
+                f"{image.shape[1]}x{image.shape[0]} (width x height); they must agree"
+            )
+        return LabelledFrame(video, record.stem, image, labels)
+
+
+class VideoScores:
+    """Confusion counts and video consistency of predictions that come in frame by frame.
+
+    Args:
+        classes: class list of the data set.
+        protocol: of the mIoU, `vspw` or `evaluate`.
+        vc_protocol: of the video consistency, e.g. `vspw-official`.
+    """
+
+    def __init__(self, classes: ClassList, protocol: str = "vspw", vc_protocol: str = "vspw-official"):
+        self.classes, self.protocol, self.vc_protocol = classes, protocol, vc_protocol
+        self.confusion = ConfusionMatrix(classes.num_labels)
+        self.consistency = VideoConsistency(protocol=vc_protocol)
+        self.video: int | None = None
+        self.videos = self.frames = 0
+
+    def add(self, frame: LabelledFrame, prediction: np.ndarray) -> None:
+        """Count one frame; the frames of a video must come in order."""
+        if frame.video != self.video:
+            self.end_video()
+            self.video, self.videos = frame.video, self.videos + 1
+        labels = self.classes.lookup[frame.raw_labels]
+        self.confusion.update(prediction, labels)
+        # The official script compares masks as they lie on disk, where 0 ("others") and 255 (void) are two values.
+        self.consistency.add_frame(prediction, frame.raw_labels if self.vc_protocol != "paper" else labels)
+        self.frames += 1
+
+    def end_video(self) -> None:
+        """Close the video that is open, if any."""
+        if self.video is not None:
+            self.consistency.end_video()
+            self.video = None
+
+    def results(self) -> dict[str, Any]:
+        """All numbers with their protocols; see `evaluate_model`."""
+        self.end_video()
+        scores = self.confusion.compute(self.protocol)
+        consistency = self.consistency.compute()
+        return {
+            "protocol": self.protocol,
+            "vc_protocol": self.vc_protocol,
+            "videos": self.videos,
+            "frames": self.frames,
+            **{k: scores[k] for k in ("mean_iou", "frequency_weighted_iou", "pixel_accuracy", "mean_accuracy")},
+            "classes_scored": scores["num_classes_scored"],
+            "per_class_iou": dict(zip(self.classes.names, scores["per_class_iou"], strict=True)),
+            "vc8": number_or_none(consistency["vc8"]),
+            "vc16": number_or_none(consistency["vc16"]),
+            "vc_clips": consistency["clips"],
+        }
+
+
+def evaluate_model(
+    segmenter: VideoSegmenter,
+    root: str | Path,
+    split: str = "val",
+    *,
+    protocol: str = "vspw",
+    vc_protocol: str = "vspw-official",
+    batch_size: int = 4,
+    num_workers: int = 0,
+    progress: Callable[[Iterator, int], Iterator] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a model on the labelled videos of a split, at the size of the ground truth.
+
+    Args:
+        segmenter: model and processor.
+        root: data set in VSPW layout.
+        split: a split with masks.
+        protocol: of the mIoU: `vspw` (classes present in the ground truth) or `evaluate` (classes with union > 0).
+        vc_protocol: `vspw-official`, `paper` or `dvis-legacy`.
+        batch_size: frames per forward pass.
+        num_workers: processes that decode.
+        progress: wraps the iterator of frames (given with the number of frames), e.g. for a progress bar.
+
+    Returns:
+        Dictionary for `--json`: protocols, split, dataset, videos, frames, mean_iou, frequency_weighted_iou, pixel_accuracy,
+        mean_accuracy, per_class_iou (name: value or None), vc8, vc16, vc_clips, frames_per_second (preprocessing, model and
+        label map; without decoding and scoring), model, versions, hardware.
+
+    Raises:
+        ValueError: the split has no masks, or the model's classes are not the data set's.
+    """
+    videos = labelled_videos(root, split)
+    classes = ClassList.from_root(root)
+    check_classes(segmenter.names, classes, root)
+    scores = VideoScores(classes, protocol, vc_protocol)
+    reader = FrameReader(videos)
+    seconds = 0.0
+    batches = DataLoader(reader, batch_size, num_workers=num_workers, collate_fn=list)
+    frames_in_order = progress(flatten(batches), len(reader)) if progress else flatten(batches)
+    for frames in same_size_groups(frames_in_order, batch_size):
+        began = time.perf_counter()
+        predictions = segmenter.label_batch([f.image for f in frames])
+        seconds += time.perf_counter() - began
+        for frame, prediction in zip(frames, predictions, strict=True):
+            scores.add(frame, prediction)
+    return {
+        **scores.results(),
+        "split": split,
+        "dataset": Path(root).resolve().name,
+        "frames_per_second": scores.frames / seconds if seconds else None,
+        "model": Path(str(segmenter.model.config.name_or_path)).name or type(segmenter.model).__name__,
+        **environment(segmenter.model.device),
+    }
+
+
+def score_predictions(
+    predictions: str | Path,
+    root: str | Path,
+    split: str = "val",
+    *,
+    protocol: str = "vspw",
+    vc_protocol: str = "vspw-official",
+    progress: Callable[[Iterator, int], Iterator] | None = None,
+) -> dict[str, Any]:
+    """Score anybody's prediction files.
+
+    Args:
+        predictions: folder with `<video>/<frame>.png`, 8-bit indices 0..num_labels-1, at the size of the ground truth.
+        root: data set in VSPW layout.
+        split: a split with masks.
+        protocol: as for `evaluate_model`.
+        vc_protocol: as for `evaluate_model`.
+        progress: as for `evaluate_model`.
+
+    Returns:
+        As `evaluate_model`, without the model's speed.
+
+    Raises:
+        FileNotFoundError: a frame has no prediction (all are wanted: leaving some out would change the score).
+        ValueError: a prediction has another size or a value outside the classes.
+    """
+    videos = labelled_videos(root, split)
+    scores = VideoScores(ClassList.from_root(root), protocol, vc_protocol)
+    files = [prediction_file(predictions, video, record) for video in videos for record in video.frames]
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} of {len(files)} predictions are missing, the first is {missing[0]}")
+    reader = FrameReader(videos, with_images=False)
+    in_order = (reader[i] for i in range(len(reader)))
+    for frame, path in zip(progress(in_order, len(reader)) if progress else in_order, files, strict=True):
+        with Image.open(path) as image:
+            prediction = np.asarray(image)
+        if prediction.shape != frame.raw_labels.shape or prediction.dtype != np.uint8:
+            raise ValueError(
+                f"{path}: found {prediction.dtype} {prediction.shape}, expected uint8 {frame.raw_labels.shape} as the mask"
+            )
+        try:
+            scores.add(frame, prediction)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    results = {**scores.results(), "split": split, "dataset": Path(root).resolve().name, "frames_per_second": None}
+    return {**results, "model": Path(predictions).resolve().name, **environment("cpu")}
+
+
+def labelled_videos(root: str | Path, split: str) -> list[VSPWVideo]:
+    """The videos of a split that has masks."""
+    videos = scan_split(root, split)
+    if not videos[0].has_masks:
+        raise ValueError(f"split '{split}' of {root} has no masks: it can be predicted, not scored")
+    return videos
+
+
+def prediction_file(folder: str | Path, video: VSPWVideo, record: FrameRecord) -> Path:
+    """Where the prediction of a frame lies."""
+    return Path(folder) / video.name / f"{record.stem}.png"
+
+
+def check_classes(names: list[str], classes: ClassList, root: str | Path) -> None:
+    """Raise unless the model's classes are the data set's, in order."""
+    if len(names) != classes.num_labels:
+        raise ValueError(
+            f"the model has {len(names)} classes (num_labels) and {root} has {classes.num_labels}: "
+            "train on this data set, or evaluate on the one that the model was trained on"
+        )
+    for i, (ours, theirs) in enumerate(zip(names, classes.names, strict=True)):
+        if ours != theirs and not ours.startswith("LABEL_"):
+            raise ValueError(f"class {i} is '{ours}' for the model and '{theirs}' in {root}: another class list or order")
+
+
+def flatten(batches: Any) -> Iterator[LabelledFrame]:
+    """Single frames from lists of them."""
+    for batch in batches:
+        yield from batch
+
+
+def same_size_groups(frames: Iterator[LabelledFrame], largest: int) -> Iterator[list[LabelledFrame]]:
+    """Runs of frames of one size, at most `largest` long."""
+    group: list[LabelledFrame] = []
+    for frame in frames:
+        if group and (len(group) == largest or frame.raw_labels.shape != group[0].raw_labels.shape):
+            yield group
+            group = []
+        group.append(frame)
+    if group:
+        yield group
+
+
+def number_or_none(value: float | None) -> float | None:
+    """NaN has no place in JSON."""
+    return None if value is None or np.isnan(value) else float(value)
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Versions and hardware, to be kept beside every number."""
+    packages = ("vss-hf", "torch", "transformers", "datasets", "timm", "numpy")
+    if torch.device(device).type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        hardware = f"{cpu_name()}, {torch.get_num_threads()} threads"
+    return {"versions": {name: version(name) for name in packages}, "hardware": hardware}
+
+
+def cpu_name() -> str:
+    """The processor's name where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

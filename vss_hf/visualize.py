@@ -1,0 +1,288 @@
+"""Drawing: label maps over frames, sheets for cards and docs, training curves, label PNGs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+
+if TYPE_CHECKING:
+    from vss_hf.data import ClassList
+
+Palette = Sequence[Sequence[int]]
+
+IGNORE = 255
+PANEL_WIDTH = 400  # pixels of one picture in a sheet
+GAP = 10
+FONT_SIZE = 15
+INK, PAPER = (40, 40, 40), (255, 255, 255)
+
+
+# --- label maps as colours
+
+
+def colorize(labels: np.ndarray | torch.Tensor, palette: Palette) -> np.ndarray:
+    """A label map as a picture of its classes' colours.
+
+    Args:
+        labels: integer (H, W); 0..len(palette)-1, or 255 = void, which becomes black.
+        palette: one (red, green, blue) per class, 0..255.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        ValueError: if a label has no colour.
+    """
+    return _color_table(palette)[_checked_labels(labels, len(palette))]  # (H, W, 3)
+
+
+def overlay(
+    image: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor, palette: Palette, alpha: float = 0.5
+) -> np.ndarray:
+    """A frame with its label map painted over it; void pixels stay unpainted.
+
+    Args:
+        image: uint8 RGB; an array (H, W, 3) or a tensor (3, H, W).
+        labels: integer (H, W), as in `colorize`.
+        palette: one (red, green, blue) per class, 0..255.
+        alpha: strength of the colours, 0 (none) to 1 (hides the frame).
+
+    Returns:
+        uint8 (H, W, 3) RGB, a new array.
+
+    Raises:
+        ValueError: if shapes, dtypes or values are not as said above.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha={alpha}: expected 0..1")
+    image, labels = _checked_image(image), _checked_labels(labels, len(palette))
+    if image.shape[:2] != labels.shape:
+        raise ValueError(f"labels are {labels.shape} (H, W), the image is {image.shape[:2]}: expected the same size")
+    mixed = image + alpha * (_color_table(palette)[labels] - image.astype(np.float32))  # (H, W, 3)
+    painted = np.rint(mixed).astype(np.uint8)
+    return np.where((labels == IGNORE)[..., None], image, painted)
+
+
+def save_label_png(labels: np.ndarray | torch.Tensor, path: str | Path, palette: Palette | None = None) -> None:
+    """Write a label map as an 8-bit palette PNG whose pixel values are the labels themselves.
+
+    Args:
+        labels: integer (H, W), 0..255.
+        path: the file; its folder must exist.
+        palette: colours in which viewers show the labels; None: greys. It does not change the values.
+
+    Raises:
+        ValueError: if a value is outside 0..255 or `labels` is not a two-dimensional integer map.
+    """
+    picture = Image.fromarray(_checked_labels(labels, 256))
+    # All 256 entries, always: Pillow writes 1, 2 or 4 bits a pixel for short palettes.
+    table = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1) if palette is None else _color_table(palette)
+    picture.putpalette(table.tobytes())
+    _replace(Path(path), lambda file: picture.save(file, format="PNG"))
+
+
+# --- sheets
+
+
+def overlay_sheet(
+    frames: Sequence[np.ndarray | torch.Tensor],
+    labels: Sequence[np.ndarray | torch.Tensor] | None,
+    predictions: Sequence[np.ndarray | torch.Tensor],
+    class_list: ClassList,
+    path: str | Path,
+    *,
+    alpha: float = 0.6,
+) -> Path:
+    """One picture for a card or a page: a row per frame; columns image, ground truth, prediction; a legend below.
+
+    Args:
+        frames: uint8 RGB, each an array (H, W, 3) or a tensor (3, H, W).
+        labels: ground truth (H, W) per frame, or None for a sheet without that column.
+        predictions: (H, W) per frame.
+        class_list: names and colours; the legend holds only the classes that occur in the sheet.
+        path: where to write; .jpg or .png.
+        alpha: strength of the colours, 0..1.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if the lists are empty or differ in length, or a map does not fit its frame.
+    """
+    path = Path(path)
+    columns = {"image": None, "ground truth": labels, "prediction": predictions}
+    if labels is None:
+        del columns["ground truth"]
+    for name, maps in columns.items():
+        if not frames or (maps is not None and len(maps) != len(frames)):
+            found = len(frames if maps is None else maps)
+            raise ValueError(f"{found} maps of {name} for {len(frames)} frames: expected one per frame, at least one")
+
+    rows, seen = [], np.zeros(256, np.int64)
+    for index, frame in enumerate(frames):
+        image = _checked_image(frame)
+        row = [_panel(image)]
+        for maps in list(columns.values())[1:]:
+            row.append(_panel(overlay(image, maps[index], class_list.palette, alpha)))
+            seen += np.bincount(_checked_labels(maps[index], len(class_list.palette)).ravel(), minlength=256)
+        rows.append(row)
+
+    font = ImageFont.load_default(size=FONT_SIZE)
+    width = len(columns) * (PANEL_WIDTH + GAP) + GAP
+    present = [label for label in np.argsort(-seen, kind="stable") if seen[label] and label != IGNORE]
+    entries = _legend_layout([(class_list.names[i], tuple(class_list.palette[i])) for i in present], font, width)
+
+    header = FONT_SIZE + 2 * GAP
+    picture_rows = sum(row[0].height + GAP for row in rows)
+    legend_height = entries[-1][1] + FONT_SIZE + 2 * GAP if entries else 0
+    sheet = Image.new("RGB", (width, header + picture_rows + legend_height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, name in enumerate(columns):
+        middle = GAP + column * (PANEL_WIDTH + GAP) + PANEL_WIDTH // 2
+        draw.text((middle, header // 2), name, INK, font, anchor="mm")
+    top = header
+    for row in rows:
+        for column, panel in enumerate(row):
+            sheet.paste(panel, (GAP + column * (PANEL_WIDTH + GAP), top))
+        top += row[0].height + GAP
+    for x, y, name, color in entries:
+        draw.rounded_rectangle((x, top + y, x + FONT_SIZE, top + y + FONT_SIZE), 3, color, outline=(140, 140, 140))
+        draw.text((x + FONT_SIZE + 6, top + y + FONT_SIZE // 2 + 1), name, INK, font, anchor="lm")
+
+    kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
+    _replace(path, lambda file: sheet.save(file, format=kind, **({} if kind == "PNG" else {"quality": 92})))
+    return path
+
+
+def _panel(image: np.ndarray) -> Image.Image:
+    """A picture scaled to the width of a column."""
+    height = max(1, round(image.shape[0] * PANEL_WIDTH / image.shape[1]))
+    return Image.fromarray(image).resize((PANEL_WIDTH, height), Image.Resampling.LANCZOS)
+
+
+def _legend_layout(
+    classes: list[tuple[str, tuple[int, ...]]], font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> list[tuple[int, int, str, tuple[int, ...]]]:
+    """(x, y, name, colour) of every legend entry, wrapped like the words of a line."""
+    entries, x, y = [], GAP, 0
+    for name, color in classes:
+        name = name.replace("_", " ")
+        length = FONT_SIZE + 6 + int(font.getlength(name))
+        if x > GAP and x + length > width - GAP:
+            x, y = GAP, y + FONT_SIZE + 8
+        entries.append((x, y, name, color))
+        x += length + 2 * GAP
+    return entries
+
+
+# --- curves
+
+
+def plot_training_curve(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Training loss and, where it was evaluated, mean IoU over the optimizer steps.
+
+    Args:
+        log_history: as `trainer.state.log_history`: entries with "step" and "loss" (training) or "eval_mean_iou"
+            (evaluation; a fraction, 0..1). Entries with neither are passed over.
+        path: where to write; .png, .svg or .pdf.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+    """
+    path = Path(path)
+    losses = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
+    scores = [(entry["step"], entry["eval_mean_iou"]) for entry in log_history if "eval_mean_iou" in entry]
+    if not losses and not scores:
+        raise ValueError(f"nothing to draw in {path}: the log has no entry with 'loss' or 'eval_mean_iou'")
+
+    count = bool(losses) + bool(scores)
+    figure = Figure(figsize=(7, 2.6 * count), layout="constrained")  # no pyplot: needs no display, keeps no state
+    axes = list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
+    if losses:
+        _draw_loss(axes[0], *np.array(losses, dtype=float).T)
+    if scores:
+        _draw_score(axes[-1], *np.array(scores, dtype=float).T)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+        axis.margins(x=0.02)
+    axes[-1].set_xlabel("optimizer step")
+    _replace(path, lambda file: figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=150))
+    return path
+
+
+def _draw_loss(axis, steps: np.ndarray, values: np.ndarray) -> None:
+    """Logged values and, once there are many, their running mean over a twentieth of the run."""
+    window = len(values) // 20
+    plain = dict(alpha=0.3) if window > 1 else dict(marker=".")
+    axis.plot(steps, values, color="tab:blue", linewidth=1, **plain)
+    if window > 1:
+        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+        middle = steps[(window - 1) // 2 :][: len(smooth)]
+        axis.plot(middle, smooth, color="tab:blue", linewidth=1.8)
+    axis.set_ylabel("training loss")
+
+
+def _draw_score(axis, steps: np.ndarray, values: np.ndarray) -> None:
+    axis.plot(steps, values, color="tab:green", marker="o", markersize=3.5, linewidth=1.5)
+    axis.set_ylabel("mean IoU")
+    if np.isfinite(values).any():
+        best = int(np.nanargmax(values))
+        axis.plot(steps[best], values[best], "o", color="tab:green", markersize=8, fillstyle="none")
+        axis.set_title(f"best {values[best]:.4f} at step {int(steps[best])}", fontsize="medium", loc="right")
+
+
+# --- checks and files
+
+
+def _checked_image(image: np.ndarray | torch.Tensor) -> np.ndarray:
+    """uint8 (H, W, 3), whichever of the two forms came."""
+    if isinstance(image, torch.Tensor):
+        array = image.movedim(0, -1).cpu().numpy()  # (3, H, W) -> (H, W, 3)
+    else:
+        array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(
+            f"image is {image.dtype} {tuple(image.shape)}: expected uint8, an array (H, W, 3) or a tensor (3, H, W)"
+        )
+    return array
+
+
+def _checked_labels(labels: np.ndarray | torch.Tensor, num_labels: int) -> np.ndarray:
+    """uint8 (H, W) with values that are classes or void."""
+    array = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    if array.ndim != 2 or array.dtype.kind not in "iu":
+        raise ValueError(f"labels are {array.dtype} {array.shape}: expected integers (H, W)")
+    wrong = (array < 0) | ((array >= num_labels) & (array != IGNORE))
+    if wrong.any():
+        raise ValueError(f"labels hold the value {array[wrong].flat[0]}: expected 0..{num_labels - 1}, or 255 = void")
+    return array.astype(np.uint8)
+
+
+def _color_table(palette: Palette) -> np.ndarray:
+    """uint8 (256, 3): the palette, then black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    return table
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file under a temporary name, then give it its own, so that no half-written picture is ever seen."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
