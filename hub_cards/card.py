@@ -1,0 +1,486 @@
+"""Writes the model card of a model folder from what the folder holds.
+
+Nothing in a card is typed in by hand and nothing is guessed: the text is `model_card.md` (Jinja) filled with the files
+that training and evaluation left in the folder, and a missing file is said to be missing.
+"""
+
+import hashlib
+import json
+import math
+import re
+import shlex
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
+
+from .eval_results import HUB_ID, METRICS, model_index, scored, slug, write_text
+
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+KEEP_OPEN, KEEP_CLOSE = "<!-- vss_hf: keep -->", "<!-- /vss_hf: keep -->"
+KEPT = re.compile(rf"{re.escape(KEEP_OPEN)}\n?(.*?)\n?{re.escape(KEEP_CLOSE)}", re.DOTALL)
+STAMP = re.compile(r"\n*<!-- vss_hf: card ([0-9a-f]{16}) -->\n*\Z")
+
+# Recipe fields worth a row of the summary, by their last name.
+SUMMARY_FIELDS = (
+    "preset", "backbone_weights", "init_from", "crop_size", "scale_range", "max_steps", "num_train_epochs",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "backbone_learning_rate",
+    "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "class_weighting", "ema_decay",
+    "bf16", "fp16", "seed",
+)  # fmt: skip
+LOCAL_FOLDERS = (".", "..", "data", "datasets", "runs", "out", "outputs", "models", "checkpoints")
+SECRET_NAME = re.compile(r"(^|_)(token|password|passwd|secret|credentials?|(api|access|private)_?key)$", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"\b(hf|sk|ghp|github_pat)_[A-Za-z0-9_]{16,}")
+# An absolute path, or one that climbs out with "..", but not the slashes of a URL or of "a/b".
+PRIVATE_PATH = re.compile(r"(?<![\w/.~-])(?:~?/(?!/)|\.\.[/\\]|[A-Za-z]:\\|\\\\|file://)[^\s'\",;:|<>]*[\w)]/?")
+
+# Data sets whose terms a reader must know: a part of the name, terms, paper. The first that fits counts, so that
+# "camvid_vspw" (CamVid in VSPW's layout) is CamVid.
+DATASETS = (
+    (
+        "camvid",
+        "CamVid is offered for research; ask its authors before any other use of it or of models made from it.",
+        'G. Brostow, J. Fauqueur, R. Cipolla, "Semantic Object Classes in Video: A High-Definition Ground Truth '
+        'Database", Pattern Recognition Letters 30(2), 2009 (CamVid)',
+    ),
+    (
+        "vspw",
+        "VSPW is licensed for non-commercial research only; check its terms before any other use of models made from "
+        "it.",
+        'J. Miao, Y. Wei, Y. Wu, C. Liang, G. Li, Y. Yang, "VSPW: A Large-scale Dataset for Video Scene Parsing in '
+        'the Wild", CVPR 2021 (data set and video consistency)',
+    ),
+)
+ARCHITECTURES = {  # model type: name, paper
+    "vss_ocrnet": (
+        "OCRNet (object-contextual representations)",
+        'Y. Yuan, X. Chen, J. Wang, "Object-Contextual Representations for Semantic Segmentation", ECCV 2020 (OCRNet)',
+    ),
+}
+BACKBONE_PAPERS = {
+    "swin": 'Z. Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021 '
+    "(backbone)",
+    "convnext": 'Z. Liu et al., "A ConvNet for the 2020s", CVPR 2022 (backbone)',
+}
+
+
+def write_card(folder: str | Path, **overrides: Any) -> Path:
+    """Write `README.md` of a model folder, complete without editing.
+
+    Text between the card's "keep" markers survives. A README.md that was edited elsewhere, or that something else
+    wrote, is first copied to README.previous.md (then README.previous-2.md, ...), with a warning.
+
+    Args:
+        folder: a model folder: config.json and, where there are, model.safetensors, training_recipe.yaml,
+            train_results.json, eval_results.json, overlay.jpg.
+        overrides: keyword arguments of `render_card`: repo_id, license, license_name, license_link, dataset_id,
+            base_model, title, description.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        FileNotFoundError: if the folder or its config.json is missing.
+        ValueError: for a file that cannot be read, a result that is no fraction, or an override that the Hub would
+            refuse.
+    """
+    path = Path(folder) / "README.md"
+    old = path.read_text(encoding="utf-8").replace("\r\n", "\n") if path.is_file() else None
+    notes = "\n\n".join(KEPT.findall(old)).strip() if old else ""
+    text = render_card(folder, notes=notes, **overrides)
+    if old is not None and old != text and not _is_ours(old):
+        backup = _free_name(path)
+        write_text(backup, old)
+        warnings.warn(f"{path} was not as vss_hf wrote it: the old text is kept in {backup.name}", stacklevel=2)
+    write_text(path, text)
+    return path
+
+
+def render_card(
+    folder: str | Path,
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
+    dataset_id: str | None = None,
+    base_model: str | None = None,
+    title: str | None = None,
+    description: str | None = None,
+    notes: str = "",
+) -> str:
+    """The text of a model folder's card.
+
+    Args:
+        folder: as in `write_card`.
+        repo_id: "owner/name" on the Hub, used in title and code. Default: the folder's own name.
+        license: identifier from the Hub's list, e.g. "apache-2.0", or "other" with `license_name` and `license_link`.
+            Default: "unknown", with a sentence that it has not been stated.
+        license_name: name of a licence outside the Hub's list.
+        license_link: where that licence can be read.
+        dataset_id: the evaluation data set's id on the Hub, where it has one.
+        base_model: "owner/name" of the model that this one was trained from. Default: the recipe's `model.init_from`
+            or `model.backbone_weights`, where that is an id on the Hub.
+        title: default: the repository's or folder's name, or its parent's for a folder called "model".
+        description: a paragraph of Markdown below the title.
+        notes: Markdown for the section that later versions of the card keep.
+
+    Returns:
+        Markdown with its YAML head.
+    """
+    _check_identifiers(repo_id, license, license_name, license_link, dataset_id, base_model)
+    folder = Path(folder)
+    config = _read(folder / "config.json")
+    if config is None:
+        raise FileNotFoundError(f"no config.json in {folder}: expected a model folder, as save_pretrained writes it")
+    results = _read_results(folder / "eval_results.json")
+    trained = scrub(_read(folder / "train_results.json") or {})
+    recipe = scrub(_read(folder / "training_recipe.yaml") or {})
+    flat = _flatten(recipe)
+
+    name = repo_id or folder.resolve().name
+    title = title or (name.split("/")[-1] if name != "model" else folder.resolve().parent.name)  # <output_dir>/model
+    training_data = trained.get("dataset") or flat.get("data.root")
+    training_data = _dataset_label(str(training_data)) if training_data else None
+    known = _known_datasets([training_data, results["dataset"] if results else None])
+    labels = [str(label) for label in (config.get("id2label") or {}).values()]
+    recipe_text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip() if recipe else ""
+
+    metadata = ModelCardData(
+        license=license or "unknown",
+        license_name=license_name,
+        license_link=license_link,
+        library_name="vss_hf",
+        pipeline_tag="image-segmentation",
+        tags=["vss_hf", "video-semantic-segmentation", "semantic-segmentation", config.get("model_type", "unknown")],
+        datasets=[dataset_id or _dataset_tag(training_data)] if dataset_id or training_data else None,
+        metrics=["mean_iou", "accuracy"] if results else None,
+        base_model=base_model or _hub_id(flat.get("model.init_from")) or _hub_id(flat.get("model.backbone_weights")),
+        model_name=title if results else None,
+        eval_results=model_index(results, dataset_id) if results else None,
+    )
+    card = _template().render(
+        metadata=metadata.to_yaml(),
+        title=title,
+        description=description,
+        num_labels=len(labels) or "an unknown number of",
+        architecture=_architecture(config, folder),
+        has_picture=(folder / "overlay.jpg").is_file(),
+        has_curve=(folder / "training_curve.png").is_file(),
+        repo_id=repo_id,
+        source=name,
+        training_data=training_data,
+        training_coverage=_coverage(trained),
+        labels=labels,
+        training_rows=_training_rows(flat, trained),
+        recipe=recipe_text,
+        recipe_fence="`" * max(3, 1 + max((len(run) for run in re.findall("`+", recipe_text)), default=0)),
+        results=results,
+        counted=_counted,
+        environment_rows=_environment_rows(results or {}, trained),
+        license=license or "unknown",
+        license_name=license_name,
+        license_link=license_link,
+        notices=[terms for _, terms, _ in known],
+        references=_references(config, known),
+        notes=notes,
+        keep_open=KEEP_OPEN,
+        keep_close=KEEP_CLOSE,
+        **(_results_context(results) if results else {}),
+    )
+    ModelCard(card)  # the head must be what huggingface_hub can read back
+    return f"{card.rstrip()}\n\n<!-- vss_hf: card {_digest(card)} -->\n"
+
+
+# --- what goes into the text
+
+
+def cell(value: Any) -> str:
+    """Text that means itself in a Markdown table or line, on one line."""
+    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
+    # Inside a word an underscore is only an underscore.
+    return re.sub(r"(?<!\w)_+|_+(?!\w)", lambda run: run.group().replace("_", r"\_"), text)
+
+
+def scrub(value: Any) -> Any:
+    """The same value without secrets, and with absolute paths reduced to their last part. Keys of mappings stay.
+
+    Args:
+        value: anything that JSON or YAML can hold.
+    """
+    if isinstance(value, Mapping):
+        return {
+            key: "(left out)" if _is_secret(str(key), item) else scrub(item) for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [scrub(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    whole = re.fullmatch(r"(?:~|/(?!/)|\.\.[/\\]|[A-Za-z]:\\|\\\\|file://).*", value)  # it may hold spaces
+    text = _last_part(value) if whole else PRIVATE_PATH.sub(lambda match: _last_part(match.group()), value)
+    return SECRET_VALUE.sub("(left out)", text)
+
+
+def _is_secret(key: str, item: Any) -> bool:
+    # A float is the score of a class that happens to be called "token".
+    return bool(SECRET_NAME.search(key)) and item is not None and not isinstance(item, (bool, float))
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def _architecture(config: Mapping[str, Any], folder: Path) -> list[str]:
+    """Sentences about the network, from its configuration and the headers of its weight files."""
+    model_type = config.get("model_type", "unknown")
+    kind = f"{ARCHITECTURES[model_type][0]}, " if model_type in ARCHITECTURES else ""
+    sentences = [f"Architecture: {kind}model type `{model_type}`."]
+    backbone = config.get("backbone_config") or {}
+    if backbone:
+        parts = [f"`{backbone.get('backbone') or backbone.get('model_type', 'unknown')}`"]
+        if backbone.get("backbone"):
+            parts.append("from timm")
+        if backbone.get("embed_dim"):
+            parts.append(f"embedding width {backbone['embed_dim']}")
+        if backbone.get("depths"):
+            parts.append("depths " + "-".join(str(depth) for depth in backbone["depths"]))
+        sentences.append(f"Backbone: {', '.join(parts)}.")
+    if strides := _strides(config):
+        listed = ", ".join(map(str, strides))
+        sentences.append(f"The head reads feature maps at strides {listed}; the logits have stride {strides[0]}.")
+    count = count_parameters(folder)
+    size = f"{count / 1e6:.1f} million parameters ({count:,})." if count else "The folder holds no weights."
+    return [*sentences, size]
+
+
+def _strides(config: Mapping[str, Any]) -> list[int]:
+    """Strides of the maps that the head reads; empty where the configuration alone does not tell."""
+    backbone = config.get("backbone_config") or {}
+    stages = [int(name[5:]) for name in backbone.get("out_features") or [] if re.fullmatch(r"stage[1-9]", name)]
+    indices = config.get("in_indices") or []
+    if backbone.get("model_type") not in ("swin", "swinv2", "convnext", "convnextv2"):
+        return []
+    if not stages or not indices or max(indices) >= len(stages):
+        return []
+    return [backbone.get("patch_size", 4) * 2 ** (stages[index] - 1) for index in indices]
+
+
+def count_parameters(folder: str | Path) -> int:
+    """Parameters in a folder's *.safetensors, read from the headers alone.
+
+    Normalisation statistics and integer tensors (counters, index tables) are state, not parameters: not counted.
+    """
+    total = 0
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with open(file, "rb") as stream:  # the format: length of the header as 8 bytes, then the header as JSON
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        header.pop("__metadata__", None)
+        for name, tensor in header.items():
+            is_state = name.endswith(("running_mean", "running_var")) or tensor["dtype"].startswith(("I", "U", "BOOL"))
+            total += 0 if is_state else math.prod(tensor["shape"])
+    return total
+
+
+def _results_context(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the Results section and the sentence about weak classes need."""
+    values = {key: value for key, _, _, value in scored(results)}
+    iou = {name: _number(value) for name, value in results["per_class_iou"].items()}
+    ranked = sorted(((value, name) for name, value in iou.items() if value is not None), key=lambda pair: -pair[0])
+    absent = [name for name, value in iou.items() if value is None]
+    clips = [f"{count} clips of {key.strip('vc')} frames" for key, count in results["vc_clips"].items() if count]
+    weakest = [f"{cell(name)} ({value:.4f})" for value, name in ranked[:-4:-1]]
+    return {
+        "metric_rows": [
+            (name, results[which] or "not stated", f"{values[key]:.4f}" if key in values else "–")
+            for key, name, which in METRICS
+        ],
+        "clips": " and ".join(clips),
+        "without_clips": [key.upper() for key in ("vc8", "vc16") if key not in values],
+        "class_rows": [(name, f"{value:.4f}") for value, name in ranked] + [(name, "–") for name in absent],
+        "absent": len(absent),
+        "weakest": ", ".join(weakest) if len(ranked) > 5 else "",
+        "frames_per_second": _number(results["frames_per_second"]),
+    }
+
+
+def _training_rows(flat: Mapping[str, Any], trained: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Settings from the recipe, then what the run came to."""
+    rows = []
+    for field in SUMMARY_FIELDS:
+        found = [value for key, value in flat.items() if key.split(".")[-1] == field]
+        if found and found[0] is not None and found[0] is not False:
+            rows.append((field, found[0]))
+    for key, label in (("steps", "steps done"), ("best_step", "best step"), ("samples", "samples seen")):
+        if trained.get(key) is not None:
+            rows.append((label, trained[key]))
+    if (seconds := _number(trained.get("seconds"))) is not None:
+        rows.append(("duration", _duration(seconds)))
+    if (loss := _number(trained.get("train_loss"))) is not None:
+        rows.append(("mean training loss", f"{loss:.4f}"))
+    return rows
+
+
+def _environment_rows(results: Mapping[str, Any], trained: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for what, source in (("training", trained), ("evaluation", results)):
+        if source.get("hardware"):
+            rows.append((f"hardware, {what}", source["hardware"]))
+        if source.get("versions"):
+            listed = ", ".join(f"{package} {version}" for package, version in source["versions"].items())
+            rows.append((f"versions, {what}", listed))
+    return rows
+
+
+def _coverage(trained: Mapping[str, Any]) -> str:
+    """', split train, 367 labelled frames', as far as recorded."""
+    split = f", split {cell(trained['train_split'])}" if trained.get("train_split") else ""
+    frames = f", {trained['train_frames']} labelled frames" if trained.get("train_frames") is not None else ""
+    return split + frames
+
+
+def _counted(source: Mapping[str, Any], key: str) -> str:
+    """'3 videos', '1 video' or 'number of videos not recorded'."""
+    count = source.get(key)
+    return f"number of {key} not recorded" if count is None else f"{count} {key if count != 1 else key[:-1]}"
+
+
+def _dataset_label(data: str) -> str:
+    """A Hub id as it is; of a local path the last part."""
+    return _hub_id(data) or _last_part(data)
+
+
+def _dataset_tag(data: str | None) -> str:
+    return _hub_id(data) or slug(str(data))
+
+
+def _hub_id(value: Any) -> str | None:
+    """The value, if it can only be "owner/name" on the Hub; a relative path of two parts looks just the same."""
+    if not isinstance(value, str) or not HUB_ID.fullmatch(value):
+        return None
+    return None if value.split("/")[0] in LOCAL_FOLDERS or Path(value).exists() else value
+
+
+def _known_datasets(names: list[str | None]) -> list[tuple[str, str, str]]:
+    known = []
+    for name in names:
+        match = next((data for data in DATASETS if data[0] in str(name or "").lower()), None)
+        if match and match not in known:
+            known.append(match)
+    return known
+
+
+def _references(config: Mapping[str, Any], known: list[tuple[str, str, str]]) -> list[str]:
+    references = ["This model was made with vss_hf, video semantic segmentation for the Hugging Face tools."]
+    if config.get("model_type") in ARCHITECTURES:
+        references.append(ARCHITECTURES[config["model_type"]][1])
+    backbone = config.get("backbone_config") or {}
+    name = str(backbone.get("backbone") or backbone.get("model_type") or "")
+    references += [paper for prefix, paper in BACKBONE_PAPERS.items() if re.match(rf"{prefix}(?!v2)", name)]
+    return references + [paper for _, _, paper in known]
+
+
+# --- files and checks
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON or YAML file's mapping; None if there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}: expected a mapping of names to values")
+    return content
+
+
+def _read_results(path: Path) -> dict[str, Any] | None:
+    """The evaluation JSON with every key that the card asks for; None if there is no such file."""
+    results = scrub(_read(path))
+    if results is None:
+        return None
+    keys = ("protocol", "vc_protocol", "split", "videos", "frames", "frames_per_second", "hardware", "versions")
+    results = {**dict.fromkeys(keys), **results}
+    for key in ("per_class_iou", "vc_clips"):
+        results[key] = results.get(key) or {}
+        if not isinstance(results[key], dict):
+            raise ValueError(f"{path}: {key} is a {type(results[key]).__name__}, expected names with values")
+    try:
+        model_index(results)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return results
+
+
+def _check_identifiers(repo_id, license, license_name, license_link, dataset_id, base_model) -> None:
+    """What the Hub would refuse is refused here, with the option's name."""
+    if repo_id is not None:
+        validate_repo_id(repo_id)
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
+        raise ValueError(f"license={license!r}: expected an identifier of the Hub's list, such as 'apache-2.0'")
+    if license == "other" and not (license_name and license_link):
+        raise ValueError("license='other' needs license_name and license_link")
+    for option, value in (("dataset_id", dataset_id), ("base_model", base_model)):
+        if value is not None and not HUB_ID.fullmatch(value):
+            raise ValueError(f"{option}={value!r}: expected an id on the Hub, 'owner/name'")
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    environment.filters["cell"] = cell
+    environment.filters["quoted"] = json.dumps  # a JSON string is a Python string
+    environment.filters["shell"] = shlex.quote
+    environment.filters["squeeze"] = lambda text: re.sub(r"\n{3,}", "\n\n", text)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _digest(card: str) -> str:
+    """Fingerprint of a card without its stamp and its kept text."""
+    generated = KEPT.sub(KEEP_OPEN + KEEP_CLOSE, STAMP.sub("", card)).rstrip()
+    return hashlib.sha256(generated.encode()).hexdigest()[:16]
+
+
+def _is_ours(card: str) -> bool:
+    """Whether nothing but the kept text was changed since this module wrote the card."""
+    stamp = STAMP.search(card)
+    return stamp is not None and stamp.group(1) == _digest(card)
+
+
+def _free_name(path: Path) -> Path:
+    backup, number = path.with_name("README.previous.md"), 2
+    while backup.exists():
+        backup, number = path.with_name(f"README.previous-{number}.md"), number + 1
+    return backup
+
+
+def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}; lists count as values."""
+    flat = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
