@@ -1,0 +1,289 @@
+"""A training recipe: one YAML file with four sections, and overrides from the command line.
+
+    model:         what is trained: an architecture's configuration, a preset, or a folder to start from
+    data:          where the videos are
+    augmentation:  `vss_hf.data.AugmentationConfig`
+    training:      `VSSTrainingArguments` (all of transformers' TrainingArguments and ours)
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+from transformers import CONFIG_MAPPING
+from transformers.trainer_utils import IntervalStrategy
+
+from vss_hf.data.transforms import AugmentationConfig
+from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
+
+from .arguments import VSSTrainingArguments
+
+
+RECIPES = Path(__file__).parent / "recipes"
+FROM_DATA = ("num_labels", "id2label", "label2id")
+TYPE_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    NoneType: "null",
+    list: "a list",
+    tuple: "a list",
+    dict: "fields",
+}
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """YAML with the numbers of its version 1.2: to version 1.1 (PyYAML) 1e-4 is text, because it has no dot."""
+
+
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+@dataclass
+class ModelRecipe:
+    """What is trained.
+
+    Args:
+        preset: a published size, e.g. `ocrnet-swin-large`; `config` may still change fields of it.
+        config: fields of the architecture's configuration (`model_type` names it; default `vss_ocrnet`).
+        backbone_weights: pretrained weights of the backbone: a folder or Hub id, or a timm name for a timm backbone.
+        init_from: a model folder or Hub id whose weights the run starts from (fine-tuning). Other class lists get a new
+            classifier. Excludes the fields above.
+    """
+
+    preset: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    backbone_weights: str | None = None
+    init_from: str | None = None
+
+    def __post_init__(self):
+        if self.init_from and (self.preset or self.config or self.backbone_weights):
+            raise ValueError("model.init_from brings its own configuration; leave out preset, config and backbone_weights")
+        if self.config:
+            check_config({"model_type": OCRNetConfig.model_type, **self.config}, "model.config")
+
+
+@dataclass
+class DataRecipe:
+    """Where the videos are.
+
+    Args:
+        root: folder in VSPW layout.
+        train_split: split to train on.
+        eval_split: split to evaluate on.
+        shortest_edge: frames are resized to this many pixels on their shorter side for evaluation and inference (written
+            into the image processor); None: as they are.
+        streaming: read the videos as a stream (one shard per video) instead of by random access.
+    """
+
+    root: str = ""
+    train_split: str = "train"
+    eval_split: str = "val"
+    shortest_edge: int | None = None
+    streaming: bool = False
+
+    def __post_init__(self):
+        if not self.root:
+            raise ValueError("data.root is empty: give a folder in VSPW layout, e.g. --data.root path/to/VSPW_480p")
+        if self.shortest_edge is not None and self.shortest_edge < 32:
+            raise ValueError(f"data.shortest_edge={self.shortest_edge}: expected at least 32 pixels")
+
+
+@dataclass
+class Recipe:
+    """All settings of one run."""
+
+    model: ModelRecipe
+    data: DataRecipe
+    augmentation: AugmentationConfig
+    training: VSSTrainingArguments
+    given: dict[str, dict[str, Any]]  # what file and command line said, before defaults
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that decides the result, for `training_recipe.yaml`; loading it again gives the same run."""
+        training = {key: value for key, value in self.given["training"].items() if key != "resume_from_checkpoint"}
+        sections = {name: dataclasses.asdict(getattr(self, name)) for name in ("model", "data", "augmentation")}
+        return plain({**sections, "training": training})
+
+
+SECTIONS = {
+    "model": ModelRecipe,
+    "data": DataRecipe,
+    "augmentation": AugmentationConfig,
+    "training": VSSTrainingArguments,
+}
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe file and apply overrides.
+
+    Args:
+        path: YAML file, or the name of a recipe that the package ships (`camvid-ocrnet`).
+        overrides: as typed after the recipe, e.g. `["--learning_rate", "1e-4", "--data.root=videos"]`. A field is named with
+            its section, or alone where only one section has it. Values are YAML.
+
+    Raises:
+        FileNotFoundError: no such recipe.
+        ValueError: a field that does not exist (with the nearest one), or a value outside its range.
+    """
+    given = parse_yaml(find_recipe(path).read_text(encoding="utf-8"), f"recipe {path}") or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"recipe {path}: expected the sections {', '.join(SECTIONS)}; found a {type(given).__name__}")
+    for name, fields in given.items():
+        known_or_raise(name, SECTIONS, f"recipe {path} has no section")
+        if not isinstance(fields, dict | None):
+            raise ValueError(f"recipe {path}: section '{name}' must hold fields; found {fields!r}")
+    given = {name: dict(given.get(name) or {}) for name in SECTIONS}
+    for key, value in parse_overrides(overrides or []):
+        section, *rest = resolve_key(key)
+        target = given[section]
+        for part in rest[:-1]:
+            target[part] = {} if target.get(part) is None else target[part]
+            target = target[part]
+            if not isinstance(target, dict):
+                raise ValueError(f"--{key}: '{part}' holds {target!r} and no fields")
+        target[rest[-1]] = value
+    return build_recipe(given)
+
+
+def build_recipe(given: dict[str, dict[str, Any]]) -> Recipe:
+    """A validated recipe from plain sections."""
+    built = {}
+    for name, section in SECTIONS.items():
+        hints = get_type_hints(section)
+        fields = {f.name: f for f in dataclasses.fields(section) if f.init}
+        for key in given[name]:
+            known_or_raise(key, fields, f"section '{name}' has no field")
+        given[name] = {key: of_type(value, hints[key], f"{name}.{key}") for key, value in given[name].items()}
+        for key, field_ in fields.items():
+            if key not in given[name] and field_.default is field_.default_factory is dataclasses.MISSING:
+                raise ValueError(f"recipe section '{name}': give {key}")
+        try:
+            built[name] = section(**given[name])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"recipe section '{name}': {error}") from error
+    return Recipe(**built, given=given)
+
+
+def find_recipe(path: str | Path) -> Path:
+    """The file that `path` names, or the shipped recipe of that name."""
+    for candidate in (Path(path), RECIPES / f"{path}.yaml"):
+        if candidate.is_file():
+            return candidate
+    shipped = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+    raise FileNotFoundError(f"no recipe '{path}': neither a file nor one of {', '.join(shipped)}")
+
+
+def parse_overrides(words: list[str]) -> list[tuple[str, Any]]:
+    """`--key value` and `--key=value` pairs with their YAML values; a `--key` alone means true."""
+    pairs: list[tuple[str, Any]] = []
+    waiting: str | None = None
+    for word in words:
+        if word.startswith("--") and not re.fullmatch(r"--?[\d.]+", word):
+            if waiting is not None:
+                pairs.append((waiting, True))
+            key, equals, value = word[2:].partition("=")
+            waiting = None if equals else key
+            if equals:
+                pairs.append((key, parse_yaml(value, f"--{key}")))
+        elif waiting is None:
+            raise ValueError(f"'{word}' follows no field; write --field {word}")
+        else:
+            pairs.append((waiting, parse_yaml(word, f"--{waiting}")))
+            waiting = None
+    return pairs + ([(waiting, True)] if waiting is not None else [])
+
+
+def resolve_key(key: str) -> list[str]:
+    """The section and path of a field named on the command line."""
+    first, *rest = key.replace("-", "_").split(".")
+    names = {name: [f.name for f in dataclasses.fields(section)] for name, section in SECTIONS.items()}
+    if first in SECTIONS:
+        if not rest:
+            raise ValueError(f"--{key} is a section; name a field of it, e.g. --{first}.{names[first][0]}")
+        known_or_raise(rest[0], names[first], f"section '{first}' has no field")
+        return [first, *rest]
+    sections = [name for name in SECTIONS if first in names[name]]
+    if len(sections) != 1:
+        everything = sorted({field for fields in names.values() for field in fields})
+        known_or_raise(first, everything, "no section has the field")
+        raise ValueError(f"--{first} is a field of several sections; write " + " or ".join(f"--{s}.{first}" for s in sections))
+    return [sections[0], first, *rest]
+
+
+def known_or_raise(name: Any, known, what: str) -> None:
+    """Raise with the nearest known name when `name` is not known."""
+    if name not in known:
+        near = get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+        raise ValueError(f"{what} '{name}'" + (f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"))
+
+
+def parse_yaml(text: str, place: str) -> Any:
+    """The value of a YAML text; `place` is named in the error."""
+    try:
+        return yaml.load(text, RecipeLoader)  # a SafeLoader
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def check_config(fields: dict[str, Any], place: str) -> None:
+    """Raise for a field that a model's or backbone's configuration does not have: transformers ignores it silently."""
+    model_type = fields.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        near = get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
+        raise ValueError(f"{place}.model_type {model_type!r} is not known" + (f"; did you mean '{near[0]}'?" if near else ""))
+    config_class = CONFIG_MAPPING[model_type]
+    known = {*config_class.__dataclass_fields__, *config_class.attribute_map, "model_type", "out_features", "out_indices"}
+    for key in fields:
+        if key in FROM_DATA:
+            raise ValueError(f"{place}.{key} comes from the data set's label_num_dic_final.json; leave it out")
+        known_or_raise(key, sorted(known), f"{place} has no field")
+    if isinstance(fields.get("backbone_config"), dict):
+        check_config(fields["backbone_config"], f"{place}.backbone_config")
+
+
+def of_type(value: Any, hint: Any, place: str) -> Any:
+    """The value, if it has the type of its field; `place` is named in the error."""
+    kinds = get_args(hint) or (hint,)
+    if get_origin(hint) in (tuple, list, dict):
+        kinds = (hint,)
+    if value is False and IntervalStrategy in kinds:
+        return "no"  # YAML takes a bare `no` for false
+    if not any(fits(value, kind) for kind in kinds):
+        words = [TYPE_WORDS[kind] for kind in map(bare, kinds) if kind in TYPE_WORDS]
+        found = "null" if value is None else repr(value)
+        raise ValueError(f"{place}: expected {' or '.join(dict.fromkeys(words))}; found {found}")
+    return value
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value from YAML can stand for a type: lists are tuples too, whole numbers are numbers too."""
+    kind = bare(kind)
+    if kind is Literal:
+        return False
+    if isinstance(value, bool):
+        return kind is bool
+    accepted = {float: (int, float), tuple: (list, tuple)}.get(kind, kind)
+    return isinstance(value, accepted)
+
+
+def bare(kind: Any) -> Any:
+    """`list` of `list[str]`, and so on."""
+    return get_origin(kind) or kind
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, paths and enums as text: what YAML and JSON can hold."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)

@@ -1,0 +1,229 @@
+"""One run from a recipe to a model folder with its card."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, set_seed
+
+from vss_hf.data.labels import ClassList
+from vss_hf.data.transforms import TrainTransform
+from vss_hf.data.vspw import load_vspw, read_image, read_mask, scan_split
+from vss_hf.hub_cards import write_card, write_eval_results
+from vss_hf.inference.evaluation import environment, evaluate_model, labelled_videos
+from vss_hf.inference.segmenter import VideoSegmenter
+from vss_hf.modeling.backbone import load_backbone_weights
+from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
+from vss_hf.modeling.image_processing_vss import VSSImageProcessor
+from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
+from vss_hf.visualize import overlay_sheet, plot_training_curve
+
+from .draws import TrainingDraws, TrainingStream
+from .recipe import ModelRecipe, Recipe, load_recipe
+from .trainer import VSSTrainer
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """`train.py RECIPE.yaml [--field value ...]`: train, evaluate, write the model folder.
+
+    Returns:
+        The model folder, `<output_dir>/model`.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        raise SystemExit("usage: train.py RECIPE.yaml [--field value ...]; --resume_from_checkpoint continues a run")
+    recipe = load_recipe(arguments[0], arguments[1:])
+    return train(recipe)
+
+
+def train(recipe: Recipe) -> Path:
+    """Carry out a recipe; see `main`."""
+    args = recipe.training
+    # --- before anything slow: can the results be written at all?
+    folder = Path(args.output_dir) / "model"
+    make_writable(folder)
+
+    # --- data
+    classes = ClassList.from_root(recipe.data.root)
+    videos = labelled_videos(recipe.data.root, recipe.data.train_split)
+    labelled_videos(recipe.data.root, recipe.data.eval_split)
+    dataset = training_data(recipe)
+    num_samples = sum(len(video.frames) for video in videos)
+    if args.max_steps <= 0:
+        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        args.max_steps = max(1, round(args.num_train_epochs * num_samples / per_step))
+
+    if args.warmup_steps >= args.max_steps:
+        raise ValueError(f"--warmup_steps {args.warmup_steps}: expected fewer than the run's {args.max_steps} steps")
+
+    # --- model
+    set_seed(args.seed)
+    model = build_model(recipe.model, classes)
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    processor = build_processor(recipe)
+    weights = class_weights(recipe.data.root, recipe.data.train_split, classes) if args.class_weighting != "none" else None
+
+    # --- train, or resume
+    trainer = VSSTrainer(
+        model,
+        args,
+        train_dataset=dataset,
+        eval_data=(recipe.data.root, recipe.data.eval_split),
+        processing_class=processor,
+        class_weights=weights,
+    )
+    resume = args.resume_from_checkpoint
+    began = time.time()
+    result = trainer.train(resume_from_checkpoint=True if resume in (True, "true", "True") else resume)
+    seconds = time.time() - began
+
+    # --- model folder
+    with trainer.averaged_weights():
+        trained = trainer.unwrapped()
+        if args.should_save:
+            finish(folder, recipe, trainer, trained, processor, result, seconds, num_samples)
+    trainer.accelerator.end_training()  # without it, processes on CPU sometimes abort at exit
+    return folder
+
+
+def training_data(recipe: Recipe) -> TrainingDraws | TrainingStream:
+    """The augmented training samples, by random access or as a stream."""
+    args, transform = recipe.training, TrainTransform(recipe.augmentation)
+    if not recipe.data.streaming:
+        return TrainingDraws(load_vspw(recipe.data.root, recipe.data.train_split), transform, args.draw_seed)
+    stream = load_vspw(recipe.data.root, recipe.data.train_split, streaming=True, shuffle_seed=args.draw_seed)
+    return TrainingStream(stream.shard(args.world_size, args.process_index, pad=True), transform)
+
+
+def build_model(recipe: ModelRecipe, classes: ClassList) -> Any:
+    """The model that a recipe asks for, with the class list of the data."""
+    labels = {"id2label": classes.id2label, "label2id": classes.label2id}
+    if recipe.init_from:
+        # A classifier of another size is replaced; everything else must fit.
+        return AutoModelForSemanticSegmentation.from_pretrained(recipe.init_from, **labels, ignore_mismatched_sizes=True)
+    fields = dict(recipe.config)
+    model_type = fields.pop("model_type", OCRNetConfig.model_type)
+    if model_type != OCRNetConfig.model_type:
+        raise ValueError(f"model.config.model_type '{model_type}' cannot be trained; known: {OCRNetConfig.model_type}")
+    if recipe.preset:
+        config = OCRNetConfig.from_preset(recipe.preset, **fields, **labels)
+    else:
+        config = AutoConfig.for_model(model_type, **fields, **labels)
+    model = OCRNetForSemanticSegmentation(config)
+    if recipe.backbone_weights:
+        load_backbone_weights(model.backbone, recipe.backbone_weights)
+    return model
+
+
+def build_processor(recipe: Recipe) -> VSSImageProcessor:
+    """The image processor that matches the training data's scale and normalisation."""
+    resize = {}
+    if recipe.data.shortest_edge is not None:
+        resize = {"do_resize": True, "size": {"shortest_edge": recipe.data.shortest_edge}}
+    augmentation = recipe.augmentation
+    return VSSImageProcessor(
+        image_mean=list(augmentation.image_mean), image_std=list(augmentation.image_std), **resize
+    )
+
+
+def class_weights(root: str | Path, split: str, classes: ClassList) -> torch.Tensor:
+    """sqrt(mean pixels per class / pixels of the class) over a split: BetterThing's pixel-distribution weights.
+
+    The paper prints the fraction upside down (its sec. 4.2.1 weighs frequent classes up); this is the form that does what
+    its text wants. Classes that are absent get the weight of the rarest present one.
+    """
+    counts = np.zeros(256, dtype=np.int64)
+    for video in scan_split(root, split):
+        for record in video.frames:
+            counts += np.bincount(classes.lookup[read_mask(record.mask_path)].ravel(), minlength=256)
+    counts = counts[: classes.num_labels]
+    if not counts.any():
+        raise ValueError(f"split '{split}' of {root}: no labelled pixel, so there are no class weights")
+    present = counts > 0
+    weights = np.sqrt(counts[present].mean() / np.where(present, counts, counts[present].min()))
+    return torch.from_numpy(weights).float()
+
+
+def finish(folder, recipe, trainer, model, processor, result, seconds, num_samples) -> None:
+    """Write everything a model folder holds: weights, processor, recipe, results, picture, card."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_yaml(folder / "training_recipe.yaml", recipe.to_dict())
+    segmenter = VideoSegmenter(model, processor)
+    data, args = recipe.data, recipe.training
+    results = evaluate_model(
+        segmenter,
+        data.root,
+        data.eval_split,
+        batch_size=args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+    )
+    results["model"] = Path(args.output_dir).name
+    write_json(folder / "eval_results.json", results)
+    write_json(
+        folder / "train_results.json",
+        {
+            "steps": trainer.state.global_step,
+            "best_step": trainer.state.best_global_step,
+            "seconds": round(seconds, 1),
+            "samples": trainer.state.global_step * trainer.global_batch_size,
+            "train_frames": num_samples,
+            "train_loss": result.training_loss,
+            "seed": args.seed,
+            "processes": args.world_size,
+            "dataset": Path(data.root).resolve().name,
+            "train_split": data.train_split,
+            **environment(args.device),
+        },
+    )
+    curve = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_mean_iou" in entry]
+    write_json(folder / "training_log.json", curve)
+    plot_training_curve(curve, folder / "training_curve.png")
+    draw_examples(folder / "overlay.jpg", segmenter, data.root, data.eval_split)
+    write_eval_results(folder, results)
+    write_card(folder)
+
+
+def draw_examples(path: Path, segmenter: VideoSegmenter, root: str | Path, split: str, rows: int = 3) -> None:
+    """A picture of frames, ground truth and prediction, spread over the split."""
+    classes = ClassList.from_root(root)
+    records = [record for video in labelled_videos(root, split) for record in video.frames]
+    chosen = [records[int(i)] for i in np.linspace(0, len(records) - 1, min(rows, len(records)))]
+    frames = [read_image(record.image_path) for record in chosen]
+    labels = [classes.lookup[read_mask(record.mask_path)] for record in chosen]
+    overlay_sheet(frames, labels, [segmenter.step(frame) for frame in frames], classes, path)
+
+
+def make_writable(folder: Path) -> None:
+    """Create the folder and prove that it can be written, so that hours of training are not lost at the end."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write_test_{os.getpid()}"
+        probe.write_text("x")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"--output_dir {folder.parent}: cannot be written ({error.strerror or error})") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON for people and programs; a half-written file never takes the place of a whole one."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    """YAML in the order of the recipe's sections; atomic as `write_json`."""
+    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to a neighbour and rename it into place."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
