@@ -1,0 +1,253 @@
+"""The command line: `vss-hf` and `python -m vss_hf`."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+app = typer.Typer(
+    name="vss-hf",
+    help="Video semantic segmentation: train, evaluate, predict, score, cards, data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Check and make data sets in VSPW layout.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+DataFolder = Annotated[Path, typer.Option("--data", help="Data set in VSPW layout.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the results here, for programs.")]
+Protocol = Annotated[
+    str, typer.Option(help="mIoU over classes present in the ground truth (vspw) or with union > 0 (evaluate).")
+]
+VCProtocol = Annotated[str, typer.Option(help="Video consistency: vspw-official, paper or dvis-legacy.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU if there is one.")]
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Train a recipe: vss-hf train RECIPE.yaml [--field value ...]. Several processes: accelerate launch train.py ..."""
+    from vss_hf.training.run import main as run
+
+    run(context.args)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder or Hub repo.")],
+    data: DataFolder,
+    split: Annotated[str, typer.Option(help="A split with masks.")] = "val",
+    json_file: JsonFile = None,
+    protocol: Protocol = "vspw",
+    vc_protocol: VCProtocol = "vspw-official",
+    batch_size: Annotated[int, typer.Option(min=1, help="Frames per forward pass.")] = 4,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
+    device: Device = None,
+) -> None:
+    """Measure mIoU and video consistency of a model on labelled videos."""
+    from vss_hf.inference import VideoSegmenter, evaluate_model
+
+    check_writable(json_file)
+    segmenter = VideoSegmenter.from_pretrained(model, device)
+    results = evaluate_model(
+        segmenter,
+        data,
+        split,
+        protocol=protocol,
+        vc_protocol=vc_protocol,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=lambda frames, total: progress_bar(frames, total, "evaluating"),
+    )
+    show_results(results)
+    write_results(results, json_file)
+
+
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Option(help="Folder with <video>/<frame>.png, indices 0..num_labels-1.")],
+    data: DataFolder,
+    split: Annotated[str, typer.Option(help="A split with masks.")] = "val",
+    json_file: JsonFile = None,
+    protocol: Protocol = "vspw",
+    vc_protocol: VCProtocol = "vspw-official",
+) -> None:
+    """Score anybody's prediction files by the same rules."""
+    from vss_hf.inference import score_predictions
+
+    check_writable(json_file)
+    results = score_predictions(
+        predictions,
+        data,
+        split,
+        protocol=protocol,
+        vc_protocol=vc_protocol,
+        progress=lambda frames, total: progress_bar(frames, total, "scoring"),
+    )
+    show_results(results)
+    write_results(results, json_file)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="Model folder or Hub repo.")],
+    source: Annotated[Path, typer.Argument(help="Video file, folder of frames, one image, or a VSPW root.")],
+    out: Annotated[Path, typer.Option(help="Folder for <video>/<frame>.png.")],
+    split: Annotated[str, typer.Option(help="For a VSPW root: which split.")] = "test",
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also write <video>_overlay.mp4.")] = False,
+    submission: Annotated[Path | None, typer.Option(help="Also pack the PNGs into this zip for the VSPW server.")] = None,
+    device: Device = None,
+) -> None:
+    """Label a video, frames or an image."""
+    from vss_hf.inference import VideoSegmenter
+    from vss_hf.inference import predict as run
+
+    check_writable(submission)
+    segmenter = VideoSegmenter.from_pretrained(model, device)
+    results = run(segmenter, source, out, split=split, overlay_video=overlay, submission=submission, progress=progress_bar)
+    typer.echo(f"{results['frames']} label maps of {results['videos']} videos in {out}")
+    for path in results["files"]:
+        typer.echo(path)
+
+
+@app.command()
+def card(
+    folder: Annotated[Path, typer.Argument(help="Model folder.")],
+    repo_id: Annotated[str | None, typer.Option(help="Hub repo that the loading example names.")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence of the weights, e.g. apache-2.0.")] = None,
+    license_name: Annotated[str | None, typer.Option(help="With --license other: its name.")] = None,
+    license_link: Annotated[str | None, typer.Option(help="With --license other: where it can be read.")] = None,
+    dataset_id: Annotated[str | None, typer.Option(help="Hub id of the data set, if it has one.")] = None,
+) -> None:
+    """Write README.md (the model card) and .eval_results from what the model folder holds."""
+    from vss_hf.hub_cards import write_card, write_eval_results
+
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}: no config.json; expected a model folder")
+    path = write_card(
+        folder,
+        repo_id=repo_id,
+        license=license,
+        license_name=license_name,
+        license_link=license_link,
+        dataset_id=dataset_id,
+    )
+    results = folder / "eval_results.json"
+    if results.is_file():
+        write_eval_results(folder, json.loads(results.read_text(encoding="utf-8")), dataset_id)
+    typer.echo(path)
+
+
+@data_app.command("verify")
+def data_verify(
+    root: Annotated[Path, typer.Argument(help="Data set in VSPW layout.")],
+    json_file: JsonFile = None,
+) -> None:
+    """Look for missing, damaged or wrong files; exit code 1 when something would break training."""
+    from rich.console import Console
+
+    from vss_hf.data import verify_dataset
+
+    check_writable(json_file)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder")
+    report = verify_dataset(root)
+    report.print(Console())
+    write_results(report.to_dict(), json_file)
+    if report.errors:
+        raise typer.Exit(1)
+
+
+@data_app.command("sample")
+def data_sample(
+    root: Annotated[Path, typer.Argument(help="Folder to make.")],
+    seed: Annotated[int, typer.Option(help="Another seed, other videos.")] = 0,
+) -> None:
+    """Make a small procedural data set in VSPW layout, to try everything without a download."""
+    from vss_hf.data import make_sample_dataset
+
+    summary = make_sample_dataset(root, seed=seed)
+    verb = "already there" if summary["reused"] else "made"
+    counts = ", ".join(f"{split} {summary['videos'][split]} videos/{n} frames" for split, n in summary["frames"].items())
+    typer.echo(f"{root}: {verb}; {counts}")
+
+
+# --- shared by the commands
+
+
+def progress_bar(items: Iterable, total: int | None, name: str) -> Iterator:
+    """Wrap an iterator with a bar on the error stream, so that standard output stays clean."""
+    from tqdm import tqdm
+
+    return iter(tqdm(items, total=total, desc=name, unit="frame", file=sys.stderr, mininterval=0.5, leave=False))
+
+
+def show_results(results: dict[str, Any]) -> None:
+    """A table for people; every number stands with its protocol."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{results['model']} on {results['dataset']} {results['split']}: {results['videos']} videos, {results['frames']} frames"
+    table = Table(title=title)
+    for heading in ("metric", "value", "protocol"):
+        table.add_column(heading, justify="right" if heading == "value" else "left")
+    of_classes = f"{results['protocol']}, {results['classes_scored']} classes"
+    for key in ("mean_iou", "frequency_weighted_iou", "mean_accuracy"):
+        table.add_row(key, f"{results[key]:.4f}", of_classes)
+    table.add_row("pixel_accuracy", f"{results['pixel_accuracy']:.4f}", results["protocol"])
+    for key in ("vc8", "vc16"):
+        value = "-" if results[key] is None else f"{results[key]:.4f}"
+        table.add_row(key, value, f"{results['vc_protocol']}, {results['vc_clips'].get(key, 0)} clips")
+    if results["frames_per_second"]:
+        table.add_row("frames_per_second", f"{results['frames_per_second']:.1f}", results["hardware"])
+    Console().print(table)
+
+
+def check_writable(path: Path | None) -> None:
+    """Raise before the work when its result could not be written."""
+    if path is not None:
+        folder = path.parent
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{path}: folder {folder} does not exist")
+        if not os.access(folder, os.W_OK) or path.is_dir():
+            raise PermissionError(f"{path}: cannot be written")
+
+
+def write_results(results: dict[str, Any], path: Path | None) -> None:
+    """JSON for programs, whole or not at all."""
+    if path is not None:
+        partial = path.with_name(path.name + ".part")
+        partial.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `vss-hf`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    run_reporting_errors(lambda args: app(args, prog_name="vss-hf"), arguments)
+
+
+def train_main(arguments: list[str] | None = None) -> None:
+    """Entry point of `train.py`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    run_reporting_errors(lambda args: app(["train", *args], prog_name="train.py"), arguments)
+
+
+def run_reporting_errors(command: Callable[[list[str]], Any], arguments: list[str]) -> None:
+    """Run; on bad input print one line and exit with 2. With `--debug` anywhere, let the traceback through."""
+    debug = "--debug" in arguments
+    try:
+        command([word for word in arguments if word != "--debug"])
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        if debug:
+            raise
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            text = f"{error.filename}: {error.strerror}"
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        raise SystemExit(2) from None
