@@ -1,5 +1,5 @@
 """Architectures and the dense operations they share.
 
-The files of this room import only torch, torchvision, transformers, timm and each other (single dot), because they also
-travel to the Hub as remote code.
+The files of this room import only torch, torchvision, transformers, timm and each other (single dot), because they
+also travel to the Hub as remote code.
 """

@@ -14,8 +14,8 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
     """
     backbone = AutoBackbone.from_config(config)
     if hasattr(backbone, "swin"):
-        # SwinBackbone normalises each map by itself and never uses the encoder's last norm: DistributedDataParallel would
-        # wait for its gradient for ever. (Frozen it would thaw again in from_pretrained.)
+        # SwinBackbone normalises each map by itself and never uses the encoder's last norm: DistributedDataParallel
+        # would wait for its gradient for ever. (Frozen it would thaw again in from_pretrained.)
         backbone.swin.layernorm = nn.Identity()
     return backbone
 
@@ -25,11 +25,11 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> list[str]:
 
     Args:
         backbone: what `build_backbone` returned.
-        source: a folder or Hub id in transformers format; for a timm backbone the timm name, e.g. `resnet18d.ra4_in1k`.
+        source: a folder or Hub id in transformers format; for a timm backbone the timm name (`resnet18d.ra4_in1k`).
 
     Returns:
-        Names of tensors that keep their new weights, because the source has none or of another shape (the norms of Swin's
-        feature maps, for instance).
+        Names of tensors that keep their new weights, because the source has none or of another shape (the norms of
+        Swin's feature maps, for instance).
 
     Raises:
         ValueError: when nothing of the source fits.
@@ -39,7 +39,11 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> list[str]:
         import timm
 
         features = timm.create_model(
-            source, pretrained=True, features_only=True, out_indices=config.out_indices, output_stride=config.output_stride
+            source,
+            pretrained=True,
+            features_only=True,
+            out_indices=config.out_indices,
+            output_stride=config.output_stride,
         )
         pretrained = {f"_backbone.{name}": tensor for name, tensor in features.state_dict().items()}
         own = backbone.state_dict()
@@ -47,7 +51,8 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> list[str]:
         backbone.load_state_dict(fitting, strict=False)
         not_found = set(own) - set(fitting)
     else:
-        # Not AutoBackbone.from_pretrained: it takes every folder for a Hub id. The copy keeps the source's path out of ours.
+        # Not AutoBackbone.from_pretrained: it takes every folder for a Hub id. The copy keeps the source's path out of
+        # our configuration.
         pretrained, report = type(backbone).from_pretrained(
             source, config=copy.deepcopy(config), output_loading_info=True, ignore_mismatched_sizes=True
         )

@@ -11,8 +11,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 
-# Swin sizes: Liu et al. 2021, Table 7. Head widths: L is BetterThing's (they give 540 GFLOPs at 480x853: the 1x1 coarse head
-# and OCR 1024/512); T, S, B have no published counterpart and take the usual 512/256.
+# Swin sizes: Liu et al. 2021, Table 7. Head widths: L is BetterThing's (they give 540 GFLOPs at 480x853: the 1x1
+# coarse head and OCR 1024/512); T, S, B have no published counterpart and take the usual 512/256.
 SWIN_PRESETS = {
     "ocrnet-swin-tiny": dict(embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), channels=512),
     "ocrnet-swin-small": dict(embed_dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24), channels=512),
@@ -28,14 +28,14 @@ class OCRNetConfig(PreTrainedConfig):
     Args:
         backbone_config: configuration of any transformers backbone, or of a timm one
             (`{"model_type": "timm_backbone", "backbone": "resnet18d", "out_indices": [2, 3, 4]}`).
-        in_indices: which of the backbone's feature maps the OCR head reads. One index: that map alone. Several: all are
-            resized (bilinear) to the size of the first one listed and concatenated. BetterThing: strides 8, 16, 32.
+        in_indices: which of the backbone's feature maps the OCR head reads. One index: that map alone. Several: all
+            are resized (bilinear) to the size of the first one and concatenated. BetterThing: strides 8, 16, 32.
         coarse_in_indices: the same for the coarse head; the first map must have the stride of the OCR head's first.
             `None`: as `in_indices`.
         channels: width of the pixel and region representations, at least 1.
         ocr_channels: width of the attention between pixels and regions, at least 1.
-        coarse_channels: width of the coarse head; `None`: as many as it reads (mmsegmentation's OCRNet-HRNet convention,
-            and what BetterThing's GFLOPs imply).
+        coarse_channels: width of the coarse head; `None`: as many as it reads (mmsegmentation's OCRNet-HRNet
+            convention, and what BetterThing's GFLOPs imply).
         coarse_kernel_size: kernel of the coarse head's convolutions, odd.
         coarse_num_convs: number of convolutions before the coarse classifier, at least 1.
         classifier_dropout: probability in [0, 1) of dropping whole channels before either classifier.
@@ -86,8 +86,8 @@ class OCRNetConfig(PreTrainedConfig):
             bad = [index for index in indices or [] if not 0 <= index < count]
             if not indices or bad:
                 raise ValueError(
-                    f"OCRNetConfig.{field}={list(indices)}: expected indices from 0 to {count - 1}, since the backbone "
-                    f"returns {count} feature maps (backbone_config.out_indices={self.backbone_config.out_indices})"
+                    f"OCRNetConfig.{field}={list(indices)}: expected indices from 0 to {count - 1}, since the "
+                    f"backbone returns {count} maps (backbone_config.out_indices={self.backbone_config.out_indices})"
                 )
 
     def validate_ranges(self):
@@ -136,8 +136,8 @@ def backbone_config_from_dict(fields: dict[str, Any]) -> PreTrainedConfig:
     fields = dict(fields)
     if "model_type" not in fields:
         raise ValueError(
-            "backbone_config has no 'model_type'; expected a backbone of transformers such as 'swin', or 'timm_backbone' "
-            f"with 'backbone': <timm name>; found the fields {sorted(fields)}"
+            "backbone_config has no 'model_type'; expected a backbone of transformers such as 'swin', or "
+            f"'timm_backbone' with 'backbone': <timm name>; found the fields {sorted(fields)}"
         )
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 

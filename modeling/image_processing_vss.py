@@ -1,7 +1,7 @@
 """Image processor of every model here: optional resize, rescale, normalise; logits back to label maps.
 
-Two backends with equal settings: torchvision (default) and PIL (chosen by AutoImageProcessor where torchvision is absent,
-or by `backend="pil"`).
+Two backends with equal settings: torchvision (default) and PIL (chosen by AutoImageProcessor where torchvision is
+absent, or by `backend="pil"`).
 """
 
 import numpy as np
@@ -42,19 +42,26 @@ class SegmentationProcessing:
 
         Args:
             images: one or several images (PIL, numpy or torch; uint8 0..255).
-            segmentation_maps: as many label maps (height, width), already 0..num_labels-1 and 255; `vss_hf.data` converts
-                files. They are resized like the images, with the nearest label.
+            segmentation_maps: as many label maps (height, width), already 0..num_labels-1 and 255; `vss_hf.data`
+                converts files. They are resized like the images, with the nearest label.
             kwargs: settings for this call, e.g. `do_resize`, `size`, `return_tensors`, `device`.
 
         Returns:
-            BatchFeature: `pixel_values` (batch, 3, height, width) float32 and, with maps, `labels` (batch, height, width)
-            int64.
+            BatchFeature: `pixel_values` (batch, 3, height, width) float32 and, with maps, `labels` (batch, height,
+            width) int64.
+
+        Raises:
+            ValueError: when there are not as many maps as images.
         """
         features = super().preprocess(images, **kwargs)
         if segmentation_maps is not None:
             several = isinstance(segmentation_maps, (list, tuple))
             maps = [np.asarray(m)[None] for m in (segmentation_maps if several else [segmentation_maps])]  # (1, H, W)
-            plain = dict(do_rescale=False, do_normalize=False, do_convert_rgb=False, resample=PILImageResampling.NEAREST)
+            if len(maps) != len(features["pixel_values"]):
+                images_given = len(features["pixel_values"])
+                raise ValueError(f"{len(maps)} segmentation_maps for {images_given} images; give one per image")
+            plain = dict(do_rescale=False, do_normalize=False, do_convert_rgb=False)
+            plain["resample"] = PILImageResampling.NEAREST
             processed = super().preprocess(maps, **{**kwargs, **plain, "return_tensors": None})["pixel_values"]
             labels = [np.asarray(m)[0].astype(np.int64) for m in processed]
             features.update(BatchFeature({"labels": labels}, tensor_type=kwargs.get("return_tensors")))

@@ -23,7 +23,7 @@ class ConvNormAct(nn.Sequential):
 
 
 def resize_concat(feature_maps: list[torch.Tensor], align_corners: bool = False) -> torch.Tensor:
-    """Resize maps (batch, c_i, h_i, w_i) bilinearly to the first one's size and concatenate: (batch, sum c_i, h_0, w_0)."""
+    """Resize maps (batch, c_i, h_i, w_i) bilinearly to the first and concatenate: (batch, sum c_i, h_0, w_0)."""
     size = feature_maps[0].shape[-2:]
     resized = [
         m if m.shape[-2:] == size else F.interpolate(m, size=size, mode="bilinear", align_corners=align_corners)

@@ -26,9 +26,9 @@ def dense_segmentation_loss(
         ignore_index: label value that does not count.
         align_corners: how logits are upsampled to the labels.
         class_weights: (num_labels,) weight of each class.
-        num_items_in_batch: labelled pixels of the whole optimisation step (all micro-batches and ranks). When given the
-            loss is sum / num_items_in_batch, so that gradient accumulation and several processes give the gradient of one
-            big batch; otherwise the mean over this batch.
+        num_items_in_batch: labelled pixels of the whole optimisation step (all micro-batches and ranks). When given
+            the loss is sum / num_items_in_batch, so that gradient accumulation and several processes give the gradient
+            of one big batch; otherwise the mean over this batch.
 
     Returns:
         Scalar, fp32; 0 when nothing is labelled.

@@ -6,8 +6,8 @@ r"""OCRNet: an FCN coarse head and object-contextual representations (OCR) on an
                                                           |        regions: one vector per class
                                                           `--> attention(pixels, regions) --> classifier --> logits
 
-Papers: see configuration_ocrnet.py. The layers reproduce mmsegmentation's FCNHead and OCRHead with `scale` 1 (its other
-scales discard the context). Letters: B batch, K num_labels, C channels, h and w the head's map.
+Papers: see configuration_ocrnet.py. The layers reproduce mmsegmentation's FCNHead and OCRHead with `scale` 1 (its
+other scales discard the context). Letters: B batch, K num_labels, C channels, h and w the head's map.
 """
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils.generic import maybe_autocast
 
 from .backbone import build_backbone
 from .configuration_ocrnet import OCRNetConfig
@@ -95,11 +96,12 @@ def gather_regions(pixels: torch.Tensor, coarse_logits: torch.Tensor) -> torch.T
     """Average the pixels (B, C, h, w) of each soft region: (B, C, K, 1). The softmax runs over positions, in fp32."""
     if pixels.shape[-2:] != coarse_logits.shape[-2:]:
         raise ValueError(
-            f"the coarse head's map is {tuple(coarse_logits.shape[-2:])} and the OCR head's {tuple(pixels.shape[-2:])}: "
+            f"the coarse head's map is {tuple(coarse_logits.shape[-2:])}, the OCR head's {tuple(pixels.shape[-2:])}: "
             "choose coarse_in_indices whose first map has the stride of the first map of in_indices"
         )
-    weights = coarse_logits.flatten(2).float().softmax(dim=2)  # (B, K, h*w): thousands of terms, so never in half precision
-    with torch.autocast(pixels.device.type, enabled=False):
+    # Thousands of terms, so never in half precision.
+    weights = coarse_logits.flatten(2).float().softmax(dim=2)  # (B, K, h*w)
+    with maybe_autocast(pixels.device.type, enabled=False):  # unlike torch.autocast also on the meta device
         regions = weights @ pixels.flatten(2).transpose(1, 2).float()  # (B, K, C)
     return regions.to(pixels.dtype).transpose(1, 2).unsqueeze(3)
 
@@ -113,6 +115,7 @@ class OCRNetPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    _supports_sdpa = True
     _no_split_modules = []
 
     @torch.no_grad()
@@ -161,10 +164,10 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
 
         Args:
             pixel_values: float (batch, 3, height, width), normalised; any height and width from 32 up.
-            labels: long (batch, height, width), classes 0..num_labels-1 and `config.ignore_index`. Their size may differ
-                from the image's: the logits are upsampled to the labels.
-            num_items_in_batch: labelled pixels over all micro-batches and ranks of this step; the loss is then their mean
-                instead of this batch's. The Trainer passes it.
+            labels: long (batch, height, width), classes 0..num_labels-1 and `config.ignore_index`. Their size may
+                differ from the image's: the logits are upsampled to the labels.
+            num_items_in_batch: labelled pixels over all micro-batches and ranks of this step; the loss is then their
+                mean instead of this batch's. The Trainer passes it.
             output_auxiliary_logits: also return the coarse head's logits; always on in training.
             output_hidden_states: also return the backbone's hidden states.
             output_attentions: also return the backbone's attention maps.
@@ -176,8 +179,10 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if output_auxiliary_logits is None:
             output_auxiliary_logits = self.training
-        output_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **{k: v for k, v in wanted.items() if v})
 

@@ -1,8 +1,8 @@
 """Registration with the Auto classes, without loading torch before somebody needs it.
 
-`import transformers` takes a fraction of a second because it loads its modules on first use. Registering our classes at once
-would import torch and every architecture. So `import vss_hf` only leaves a note: when the Auto classes' modules are loaded
-(or if they already are), our classes are registered.
+`import transformers` takes a fraction of a second because it loads its modules on first use. Registering our classes
+at once would import torch and every architecture. So `import vss_hf` only leaves a note: when the Auto classes'
+modules are loaded (or if they already are), our classes are registered.
 """
 
 import sys
@@ -91,7 +91,7 @@ class RegisterOnImport(MetaPathFinder, Loader):
         self.register_loaded()
 
     def register_loaded(self) -> None:
-        """Register with every Auto module that is loaded, unless one of ours is half-way; doing it twice changes nothing."""
+        """Register with every Auto module that is loaded, unless one of ours is half-way; twice changes nothing."""
         for auto_module, ours, register_kind in REGISTRATIONS:
             if auto_module in self.loaded and not any(f"vss_hf.modeling.{name}" in self.loading for name in ours):
                 register_kind()

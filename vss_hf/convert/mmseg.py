@@ -47,25 +47,24 @@ def mmseg_ocrnet_names(
     """Our names and layouts for an mmsegmentation OCRNet on Swin.
 
     Returns:
-        (tensors under our names, reference names that have no place here: index tables that are computed, and norms of maps
-        that the heads do not read).
+        (tensors under our names, reference names that have no place here: index tables that are computed, and norms of
+        maps that the heads do not read).
 
     Raises:
         ValueError: for a name that belongs to no known layer.
     """
     tensors: dict[str, torch.Tensor] = {}
     unused, unknown = [], []
-    wanted_stages = {f"stage{i + 1}": i for i in range(4)}
-    read = {index: stage for stage, index in wanted_stages.items() if stage in model.config.backbone_config.out_features}
+    stages = model.config.backbone_config.out_features
     for name, tensor in state_dict.items():
         if name.endswith("relative_position_index"):
             unused.append(name)
         elif match := re.fullmatch(r"backbone\.norm(\d)\.(\w+)", name):
-            stage = read.get(int(match[1]))
-            if stage is None:
-                unused.append(name)
-            else:
+            stage = f"stage{int(match[1]) + 1}"
+            if stage in stages:
                 tensors[f"backbone.hidden_states_norms.{stage}.{match[2]}"] = tensor
+            else:
+                unused.append(name)
         elif match := re.fullmatch(r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.attn\.w_msa\.qkv\.(\w+)", name):
             prefix = f"backbone.swin.encoder.layers.{match[1]}.blocks.{match[2]}.attention."
             for letter, part in zip("qkv", tensor.chunk(3), strict=True):

@@ -48,9 +48,16 @@ def load_reference_state_dict(model: nn.Module, state_dict: dict[str, torch.Tens
     own = model.state_dict()
     missing = sorted(set(own) - set(tensors))
     unexpected = sorted(set(tensors) - set(own))
-    shapes = [f"{n}: {tuple(tensors[n].shape)} for {tuple(own[n].shape)}" for n in tensors if n in own and tensors[n].shape != own[n].shape]
-    problems = [f"{title}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-                for title, names in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)) if names]
+    shapes = [
+        f"{name}: {tuple(tensor.shape)} for {tuple(own[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    problems = [
+        f"{title}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        for title, names in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
+        if names
+    ]
     if problems:
         raise ValueError(f"the {source} state dict does not fit {type(model).__name__}: " + "; ".join(problems))
     model.load_state_dict(tensors, strict=False)

@@ -18,8 +18,8 @@ def semantic_scores(model: Any, outputs: Any, size: tuple[int, int]) -> torch.Te
         size: (height, width) wanted, in pixels.
 
     Returns:
-        fp32 (batch, num_labels, height, width), summing to 1 over the classes. This is the full-size map: for labels alone
-        use `semantic_labels`, which never holds it.
+        fp32 (batch, num_labels, height, width), summing to 1 over the classes. This is the full-size map: for labels
+        alone use `semantic_labels`, which never holds it for a whole batch.
 
     Raises:
         TypeError: for an output that is neither kind.
@@ -44,7 +44,9 @@ def semantic_labels(model: Any, outputs: Any, size: tuple[int, int]) -> torch.Te
     """
     if is_mask_classification(model, outputs):
         per_image = zip(outputs.class_queries_logits, outputs.masks_queries_logits, strict=True)
-        return torch.cat([mask_scores(c[None], m[None], size).argmax(dim=1).to(torch.uint8) for c, m in per_image])
+        labels = torch.cat([mask_scores(c[None], m[None], size).argmax(dim=1) for c, m in per_image])
+        num_labels = outputs.class_queries_logits.shape[-1] - 1
+        return labels.to(torch.uint8) if num_labels <= 255 else labels
     return upsampled_argmax(outputs.logits, size, align_corners=align_corners(model))
 
 
@@ -54,8 +56,8 @@ def is_mask_classification(model: Any, outputs: Any) -> bool:
         return True
     if getattr(outputs, "logits", None) is None:
         raise TypeError(
-            f"{type(model).__name__} returned {type(outputs).__name__} with neither 'logits' nor 'class_queries_logits': "
-            "expected a semantic segmentation model"
+            f"{type(model).__name__} returned {type(outputs).__name__} with neither 'logits' nor "
+            "'class_queries_logits': expected a semantic segmentation model"
         )
     return False
 
@@ -72,8 +74,8 @@ def mask_scores(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tup
         fp32 (batch, num_labels, height, width), not normalised.
     """
     classes = class_logits.float().softmax(dim=-1)[..., :-1]  # (B, Q, K)
-    masks = F.interpolate(mask_logits.float(), size=size, mode="bilinear", align_corners=False).sigmoid()  # (B, Q, H, W)
-    return torch.einsum("bqk,bqhw->bkhw", classes, masks)
+    masks = F.interpolate(mask_logits.float(), size=size, mode="bilinear", align_corners=False)  # (B, Q, H, W)
+    return torch.einsum("bqk,bqhw->bkhw", classes, masks.sigmoid())
 
 
 def align_corners(model: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import vss_hf  # noqa: F401  (registers our models with the Auto classes)
@@ -40,10 +41,14 @@ class VideoSegmenter:
         """
         folder = Path(source)
         if folder.is_dir() and not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder}: no config.json; expected a model folder as `save_pretrained` writes it")
-        if not folder.exists() and (folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith(".")):
+            raise FileNotFoundError(f"{folder}: no config.json; expected a folder as `save_pretrained` writes it")
+        looks_like_hub_id = str(source).count("/") == 1 and str(source)[0] not in "./"
+        if not folder.exists() and not looks_like_hub_id:
             raise FileNotFoundError(f"{source}: no such model folder (and not a Hub id of the form user/name)")
-        model = AutoModelForSemanticSegmentation.from_pretrained(source)
+        try:
+            model = AutoModelForSemanticSegmentation.from_pretrained(source)
+        except SafetensorError as error:
+            raise ValueError(f"{source}: model.safetensors is damaged ({error}); copy or download it again") from error
         processor = AutoImageProcessor.from_pretrained(source)
         return cls(model, processor, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 

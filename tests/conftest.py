@@ -1,0 +1,53 @@
+"""Small models that several test files build."""
+
+import pytest
+
+from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
+
+
+# Maps at strides 4, 8, 16 except for the dilated network (8 and 8). All weights are random.
+BACKBONES = {
+    "swin": {
+        "model_type": "swin",
+        "embed_dim": 8,
+        "depths": [2, 2, 2],
+        "num_heads": [1, 2, 2],
+        "window_size": 4,
+        "drop_path_rate": 0.0,
+        "out_features": ["stage1", "stage2", "stage3"],
+    },
+    "resnet": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 12, 16],
+        "depths": [1, 1, 1],
+        "layer_type": "basic",
+        "out_features": ["stage1", "stage2", "stage3"],
+    },
+    "timm": {"model_type": "timm_backbone", "backbone": "test_resnet", "out_indices": [1, 2, 3]},
+    "timm_dilated": {
+        "model_type": "timm_backbone",
+        "backbone": "test_resnet",
+        "out_indices": [3, 4],
+        "output_stride": 8,
+    },
+}
+
+
+@pytest.fixture
+def tiny_ocrnet_config():
+    """Call it for a small configuration: `tiny_ocrnet_config("swin", num_labels=5, channels=24)`."""
+
+    def make(backbone: str = "swin", num_labels: int = 5, **fields) -> OCRNetConfig:
+        fields = {
+            "backbone_config": dict(BACKBONES[backbone]),
+            "in_indices": [0, 1] if backbone == "timm_dilated" else [0, 1, 2],
+            "channels": 16,
+            "ocr_channels": 8,
+            "coarse_channels": 12,
+            "id2label": {i: f"class {i}" for i in range(num_labels)},
+            **fields,
+        }
+        return OCRNetConfig(**fields)
+
+    return make
