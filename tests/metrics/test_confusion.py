@@ -179,6 +179,7 @@ def test_ignore_index_of_any_value(ignore_index):
     wide = [np.where(maps == IGNORE, ignore_index, maps.astype(np.int64)) for maps in (predictions, references)]
     matrix = ConfusionMatrix(7, ignore_index=ignore_index)
     matrix.update(*wide)
+    matrix.update(np.zeros((2, 3), int), np.full((2, 3), ignore_index))  # nothing to score
     assert torch.equal(matrix.counts, expected.counts)
     assert torch.equal(matrix.missed, expected.missed)
 
@@ -261,6 +262,13 @@ def test_errors_name_the_thing(predictions, references, message):
     with pytest.raises(ValueError, match=message):
         matrix.update(predictions, references)
     assert matrix.counts.sum() == 0  # nothing was counted
+
+
+def test_errors_do_not_blame_pixels_that_are_not_scored():
+    for ignore_index in (0, 255):
+        matrix = ConfusionMatrix(3, ignore_index=ignore_index)
+        with pytest.raises(ValueError, match=r"predictions hold the value 9 \(1 pixels\)"):
+            matrix.update([[5, 9, 5]], [[ignore_index, 1, ignore_index]])
 
 
 def test_other_errors():

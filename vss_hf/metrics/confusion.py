@@ -76,17 +76,9 @@ class ConfusionMatrix:
         Raises:
             ValueError: shapes differ, a dtype is not integer, or a value is neither a class nor `ignore_index`.
         """
-        predictions = as_label_map(predictions, "predictions")
-        references = as_label_map(references, "references")
-        if predictions.shape != references.shape:
-            raise ValueError(
-                f"predictions have shape {tuple(predictions.shape)} and references {tuple(references.shape)}; "
-                "they must be equal (resize the prediction to the size of the reference)"
-            )
+        predictions, references = _as_pair(predictions, references)
         if references.numel() == 0:
             return
-        predictions = _narrow(predictions)
-        references = _narrow(references.to(predictions.device))
         if predictions.dtype is torch.uint8 and references.dtype is torch.uint8:
             self.add_value_table(_pair_table(references, predictions, BYTE))
         else:
@@ -124,7 +116,7 @@ class ConfusionMatrix:
         elif void is not None:
             added[void] = 0
         ignored = table[void].sum() if void is not None else 0
-        if added.sum() + ignored != table.sum():  # one comparison for all is well
+        if added.sum() + ignored != table.sum():  # some pixels are neither
             self._refuse_values(table, void)
         self._add(added)
 
@@ -139,8 +131,7 @@ class ConfusionMatrix:
         self._state.zero_()
 
     def reduce(self) -> None:
-        """Replaces the counts by their sum over all processes, in every process. Call it once, after the last
-        `update`.
+        """Replaces the counts by their sum over all processes, in every process. Call it once, at the end.
 
         Does nothing when torch.distributed is not initialised.
         """
@@ -209,6 +200,9 @@ class ConfusionMatrix:
             self._state += torch.from_numpy(added).to(self._state.device)
 
     def _refuse_values(self, table: np.ndarray, void: int | None) -> None:
+        if void is not None:
+            table = table.copy()
+            table[void] = 0  # anything goes on pixels that are not scored
         rows, columns = table.sum(axis=1), table[: self.num_labels].sum(axis=0)
         for name, pixels in (("references", rows), ("predictions", columns)):
             for value in np.flatnonzero(pixels).tolist():
@@ -222,10 +216,45 @@ class ConfusionMatrix:
         )
 
 
+def value_table(predictions: Any, references: Any) -> np.ndarray:
+    """Counts pairs of values before it is known which of them are classes; see `ConfusionMatrix.add_value_table`.
+
+    Args:
+        predictions: predicted values 0..255, tensor or array of any integer dtype and any shape (..., H, W).
+        references: true values 0..255, same shape.
+
+    Returns:
+        (256, 256) whole numbers; entry (r, p) is the number of pixels with reference value r and predicted value p.
+
+    Raises:
+        ValueError: shapes differ, a dtype is not integer, or a value is outside 0..255.
+    """
+    predictions, references = _as_pair(predictions, references)
+    for name, labels in (("predictions", predictions), ("references", references)):
+        if labels.dtype is not torch.uint8:
+            low, high = torch.aminmax(labels)
+            raise ValueError(
+                f"{name} hold values from {int(low)} to {int(high)}; only 0..255 can be counted before num_labels is "
+                "known (ConfusionMatrix takes any)"
+            )
+    return _pair_table(references, predictions, BYTE)
+
+
+def _as_pair(predictions: Any, references: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns both as integer tensors on one device, as uint8 where the values fit: bytes are counted fastest."""
+    predictions = as_label_map(predictions, "predictions")
+    references = as_label_map(references, "references")
+    if predictions.shape != references.shape:
+        raise ValueError(
+            f"predictions have shape {tuple(predictions.shape)} and references {tuple(references.shape)}; "
+            "they must be equal (resize the prediction to the size of the reference)"
+        )
+    return _narrow(predictions), _narrow(references.to(predictions.device))
+
+
 def _narrow(labels: torch.Tensor) -> torch.Tensor:
-    """Returns uint8 when every value fits: bytes are what the histogram is fastest on."""
-    if labels.dtype is torch.uint8:
-        return labels
+    if labels.dtype is torch.uint8 or labels.numel() == 0:
+        return labels.to(torch.uint8)
     low, high = torch.aminmax(labels)
     return labels.to(torch.uint8) if low >= 0 and high < BYTE else labels
 
@@ -240,16 +269,17 @@ def _pair_table(references: torch.Tensor, predictions: torch.Tensor, size: int) 
     if references.device.type != "cpu":
         pairs = references.flatten().long() * size + predictions.flatten()
         return torch.bincount(pairs, minlength=size * size).view(size, size).cpu().numpy()
-    references, predictions, lengths = references.numpy().ravel(), predictions.numpy().ravel(), None  # (pixels,)
-    changes = references[1:] != references[:-1]
-    changes |= predictions[1:] != predictions[:-1]
-    if np.count_nonzero(changes) < references.size // 4:
-        last = np.append(np.flatnonzero(changes), references.size - 1)  # index of the last pixel of each run
-        references, predictions, lengths = references[last], predictions[last], np.diff(last, prepend=-1)
+    truth, guess, lengths = references.numpy().ravel(), predictions.numpy().ravel(), None  # (pixels,)
+    ends_run = np.ones(truth.size, dtype=bool)
+    np.not_equal(truth[1:], truth[:-1], out=ends_run[:-1])
+    ends_run[:-1] |= guess[1:] != guess[:-1]
+    if np.count_nonzero(ends_run) < truth.size // 4:
+        last = np.flatnonzero(ends_run)
+        truth, guess, lengths = truth[last], guess[last], np.diff(last, prepend=-1)
     dtype = np.uint16 if size <= BYTE else np.int64  # 256 * 256 pairs just fit
-    pairs = references.astype(dtype)
+    pairs = truth.astype(dtype)
     pairs *= dtype(size)
-    pairs += predictions.astype(dtype, copy=False)
+    pairs += guess.astype(dtype, copy=False)
     return np.bincount(pairs, lengths, size * size).reshape(size, size)  # with lengths float64, exact to 2^53
 
 

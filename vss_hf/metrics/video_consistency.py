@@ -129,8 +129,9 @@ class VideoConsistency:
 
     def _forget_video(self) -> None:
         self._frames = 0
-        self._prediction = self._reference = None  # the previous frame, (H, W)
-        self._reference_run = self._prediction_run = None  # frames of constant truth / steady prediction, int32 (H, W)
+        nothing = torch.empty(0)
+        self._prediction = self._reference = nothing  # the previous frame, (H, W)
+        self._prediction_run = self._reference_run = nothing  # frames without a change up to it, int32 (H, W)
 
     def _check_shapes(self, prediction: torch.Tensor, reference: torch.Tensor) -> None:
         if prediction.shape != reference.shape or prediction.ndim != 2:

@@ -10,6 +10,7 @@ import evaluate
 import numpy as np
 
 from vss_hf.metrics import ConfusionMatrix
+from vss_hf.metrics.confusion import value_table
 
 
 DESCRIPTION = """
@@ -101,13 +102,13 @@ class MeanIoU(evaluate.Metric):
             self._pairs, self._maps = kept, kept_maps
 
     def _start(self):
-        self._pairs = ConfusionMatrix(256, ignore_index=-1)  # every byte is a class here, none is ignored
+        self._pairs = np.zeros((256, 256), dtype=np.int64)  # rows: reference value, columns: predicted value
         self._maps = 0
 
     def _count(self, prediction, reference):
         if prediction is None or reference is None:
             raise ValueError("a prediction and a reference are both needed")
-        self._pairs.update(prediction, reference)
+        np.add(self._pairs, value_table(prediction, reference), out=self._pairs, casting="unsafe")
         self._maps += 1
 
 
@@ -116,8 +117,7 @@ def _refuse_unknown(inputs):
         raise ValueError(f"unknown inputs {sorted(inputs)}; this metric takes predictions and references")
 
 
-def _score(pairs, *, num_labels, ignore_index=255, protocol="vspw", nan_to_num=None, reduce_labels=False):
-    table = pairs.counts.numpy()
+def _score(table, *, num_labels, ignore_index=255, protocol="vspw", nan_to_num=None, reduce_labels=False):
     if reduce_labels:  # rows move up by one; 0 and 255 become 255
         table = np.roll(table, -1, axis=0)
         table[255] += table[254]
