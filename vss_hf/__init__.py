@@ -13,11 +13,15 @@ from ._register import register
 
 
 if TYPE_CHECKING:
-    from .data import VSPW, ClassList, load_vspw
-    from .inference import VideoSegmenter, semantic_scores
-    from .metrics import ConfusionMatrix, VideoConsistency
-    from .modeling.configuration_ocrnet import OCRNetConfig
-    from .modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
+    from .data import VSPW as VSPW
+    from .data import ClassList as ClassList
+    from .data import load_vspw as load_vspw
+    from .inference import VideoSegmenter as VideoSegmenter
+    from .inference import semantic_scores as semantic_scores
+    from .metrics import ConfusionMatrix as ConfusionMatrix
+    from .metrics import VideoConsistency as VideoConsistency
+    from .modeling.configuration_ocrnet import OCRNetConfig as OCRNetConfig
+    from .modeling.modeling_ocrnet import OCRNetForSemanticSegmentation as OCRNetForSemanticSegmentation
 
 
 __version__ = "0.1.0"

@@ -16,6 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},  # --repo_id is --repo-id
 )
 data_app = typer.Typer(help="Check and make data sets in VSPW layout.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -240,10 +241,12 @@ def train_main(arguments: list[str] | None = None) -> None:
 
 def run_reporting_errors(command: Callable[[list[str]], Any], arguments: list[str]) -> None:
     """Run; on bad input print one line and exit with 2. With `--debug` anywhere, let the traceback through."""
+    from huggingface_hub.errors import StrictDataclassError  # what a model configuration raises
+
     debug = "--debug" in arguments
     try:
         command([word for word in arguments if word != "--debug"])
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (ValueError, OSError, KeyError, TypeError, StrictDataclassError) as error:
         if debug:
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
