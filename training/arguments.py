@@ -14,27 +14,32 @@ CLASS_WEIGHTING = ("none", "inverse_sqrt")
 class VSSTrainingArguments(TrainingArguments):
     """transformers' TrainingArguments with our defaults and a few more fields.
 
-    The length of a run is given in optimisation steps (`max_steps`) or passes over the data (`num_train_epochs`); logging,
-    evaluation and saving are always counted in steps.
+    The length of a run is given in optimisation steps (`max_steps`) or passes over the data (`num_train_epochs`);
+    logging, evaluation and saving are always counted in steps.
     """
 
-    output_dir: str = field(default="runs/default", metadata={"help": "Folder for checkpoints, logs and the model folder."})
+    output_dir: str = field(
+        default="runs/default", metadata={"help": "Folder for checkpoints, logs and the model folder."}
+    )
     learning_rate: float = field(default=6e-5, metadata={"help": "Peak learning rate of the decode heads."})
     backbone_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of the backbone; empty: as the decode heads."}
     )
     ema_decay: float = field(
         default=0.0,
-        metadata={"help": "Decay of the moving average of the weights, 0..1, 0 = off. The average is evaluated and saved."},
+        metadata={"help": "Decay of the weights' moving average, 0..1, 0 = off. The average is evaluated and saved."},
     )
     class_weighting: str = field(
         default="none",
-        metadata={"help": "none, or inverse_sqrt: sqrt(mean pixels per class / pixels of the class), from the train split."},
+        metadata={"help": "none, or inverse_sqrt: sqrt(mean pixels per class / pixels of the class) in training."},
     )
     channels_last: bool = field(
-        default=False, metadata={"help": "Keep convolutions in channels-last memory: same numbers, faster for CNN backbones."}
+        default=False,
+        metadata={"help": "Keep convolutions in channels-last memory: same numbers, faster for CNN backbones."},
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: the data set yields what is needed."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Kept off: the data set yields what is needed."}
+    )
     eval_strategy: IntervalStrategy | str = field(default="steps", metadata={"help": "steps or no."})
     save_strategy: IntervalStrategy | str = field(default="steps", metadata={"help": "steps or no."})
     resume_from_checkpoint: str | bool | None = field(
@@ -44,7 +49,9 @@ class VSSTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the checkpoint of the best mIoU."})
     metric_for_best_model: str | None = field(default="mean_iou", metadata={"help": "What 'best' means."})
     greater_is_better: bool | None = field(default=True, metadata={"help": "More is better for mIoU."})
-    ignore_data_skip: bool = field(default=True, metadata={"help": "Kept on: the sampler itself starts where a run stopped."})
+    ignore_data_skip: bool = field(
+        default=True, metadata={"help": "Kept on: the sampler itself starts where a run stopped."}
+    )
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that decode and augment."})
 
     @property
@@ -54,16 +61,16 @@ class VSSTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         if not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers asks for it before it allows bf16; there is no other choice to make here
-        super().__post_init__()
+            self.use_cpu = True  # transformers asks for it before it allows bf16; there is no other choice here
         for name in ("eval_strategy", "save_strategy", "logging_strategy"):
             if getattr(self, name) == IntervalStrategy.EPOCH:
                 raise ValueError(f"--{name} epoch is not offered: give steps (e.g. --{name} steps --eval_steps 500)")
+        super().__post_init__()
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1")
         if not self.ignore_data_skip:
-            raise ValueError("--ignore_data_skip false: leave it on, the order of the data itself goes on where a run stopped")
+            raise ValueError("--ignore_data_skip false: leave it on, the sampler itself starts where a run stopped")
         if self.label_smoothing_factor:
             raise ValueError(f"--label_smoothing_factor {self.label_smoothing_factor}: not offered, expected 0")
         if not 0 <= self.ema_decay < 1:

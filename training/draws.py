@@ -1,9 +1,9 @@
 """The order in which a run sees its training samples, as a function of seed and position: resuming costs nothing.
 
-Training is one endless sequence of draws. Draw d is sample `permutation(seed, d // N)[d % N]` of N samples, augmented with
-random numbers that depend on (seed, d) alone. A step takes `world * batch` consecutive draws per micro-batch, the ranks one
-slice each. So nothing is seen twice or left out in a pass over the data, whatever its size, and a run that has done s steps
-continues with draw s * world * batch * accumulation, without touching what came before.
+Training is one endless sequence of draws. Draw d is sample `permutation(seed, d // N)[d % N]` of N samples, augmented
+with random numbers that depend on (seed, d) alone. A step takes `world * batch` consecutive draws per micro-batch, the
+ranks one slice each. So nothing is seen twice or left out in a pass over the data, whatever its size, and a run that
+has done s steps continues with draw s * world * batch * accumulation, without touching what came before.
 """
 
 from collections.abc import Callable, Iterator

@@ -3,14 +3,14 @@
 from torch import nn
 
 
-# Norms and biases are found by shape; these are matrices that hold positions, not features (mmsegmentation's Swin recipes).
+# Norms and biases are found by shape; these are matrices of positions, not features (mmsegmentation's Swin recipes).
 NO_DECAY_NAMES = ("relative_position_bias_table", "position_embeddings", "pos_embed", "absolute_pos_embed")
 
 
 def parameter_groups(
     model: nn.Module, learning_rate: float, backbone_learning_rate: float | None, weight_decay: float
 ) -> list[dict]:
-    """Four groups at most: backbone and heads, each with and without weight decay.
+    """Four groups at most: heads and backbone, each with and without weight decay.
 
     Args:
         model: a model with a `backbone` attribute.
@@ -21,7 +21,11 @@ def parameter_groups(
     Returns:
         Groups for a torch optimizer, each with a `name`; parameters that need no gradient are left out.
     """
-    rates = {"backbone": learning_rate if backbone_learning_rate is None else backbone_learning_rate, "heads": learning_rate}
+    # The heads first: the Trainer logs the rate of the first group.
+    rates = {
+        "heads": learning_rate,
+        "backbone": learning_rate if backbone_learning_rate is None else backbone_learning_rate,
+    }
     groups = {
         (part, decays): {
             "name": f"{part}{'' if decays else '_no_decay'}",

@@ -15,6 +15,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING
 from transformers.trainer_utils import IntervalStrategy
 
@@ -55,8 +56,8 @@ class ModelRecipe:
         preset: a published size, e.g. `ocrnet-swin-large`; `config` may still change fields of it.
         config: fields of the architecture's configuration (`model_type` names it; default `vss_ocrnet`).
         backbone_weights: pretrained weights of the backbone: a folder or Hub id, or a timm name for a timm backbone.
-        init_from: a model folder or Hub id whose weights the run starts from (fine-tuning). Other class lists get a new
-            classifier. Excludes the fields above.
+        init_from: a model folder or Hub id whose weights the run starts from (fine-tuning). A class list of another
+            length gets a new classifier; one of the same length keeps it, whatever its names. Excludes the others.
     """
 
     preset: str | None = None
@@ -66,9 +67,24 @@ class ModelRecipe:
 
     def __post_init__(self):
         if self.init_from and (self.preset or self.config or self.backbone_weights):
-            raise ValueError("model.init_from brings its own configuration; leave out preset, config and backbone_weights")
-        if self.config:
-            check_config({"model_type": OCRNetConfig.model_type, **self.config}, "model.config")
+            raise ValueError("model.init_from has its own configuration; leave out preset, config, backbone_weights")
+        if not self.init_from:
+            self.build_config()
+
+    def build_config(self, **labels: dict) -> OCRNetConfig:
+        """The configuration of the model that `preset` and `config` describe, with the class list in `labels`."""
+        trainable = OCRNetConfig.model_type
+        fields = dict(self.config)
+        model_type = fields.pop("model_type", trainable)
+        if model_type != trainable:
+            raise ValueError(f"model.config.model_type '{model_type}' cannot be trained; known: {trainable}")
+        check_config({"model_type": trainable, **fields}, "model.config")
+        try:
+            if self.preset:
+                return OCRNetConfig.from_preset(self.preset, **fields, **labels)
+            return OCRNetConfig(**fields, **labels)
+        except StrictDataclassError as error:
+            raise ValueError(f"model.config: {' '.join(str(error).split())}") from error
 
 
 @dataclass
@@ -79,8 +95,8 @@ class DataRecipe:
         root: folder in VSPW layout.
         train_split: split to train on.
         eval_split: split to evaluate on.
-        shortest_edge: frames are resized to this many pixels on their shorter side for evaluation and inference (written
-            into the image processor); None: as they are.
+        shortest_edge: frames are resized to this many pixels on their shorter side for evaluation and inference
+            (written into the image processor); None: as they are.
         streaming: read the videos as a stream (one shard per video) instead of by random access.
     """
 
@@ -127,8 +143,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
     Args:
         path: YAML file, or the name of a recipe that the package ships (`camvid-ocrnet`).
-        overrides: as typed after the recipe, e.g. `["--learning_rate", "1e-4", "--data.root=videos"]`. A field is named with
-            its section, or alone where only one section has it. Values are YAML.
+        overrides: as typed after the recipe, e.g. `["--learning_rate", "1e-4", "--data.root=videos"]`. A field is
+            named with its section, or alone where only one section has it. Values are YAML.
 
     Raises:
         FileNotFoundError: no such recipe.
@@ -156,12 +172,13 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 def build_recipe(given: dict[str, dict[str, Any]]) -> Recipe:
     """A validated recipe from plain sections."""
+    for name, section in SECTIONS.items():  # typos first: they explain what seems to be missing elsewhere
+        for key in given[name]:
+            known_or_raise(key, [f.name for f in dataclasses.fields(section)], f"section '{name}' has no field")
     built = {}
     for name, section in SECTIONS.items():
         hints = get_type_hints(section)
         fields = {f.name: f for f in dataclasses.fields(section) if f.init}
-        for key in given[name]:
-            known_or_raise(key, fields, f"section '{name}' has no field")
         given[name] = {key: of_type(value, hints[key], f"{name}.{key}") for key, value in given[name].items()}
         for key, field_ in fields.items():
             if key not in given[name] and field_.default is field_.default_factory is dataclasses.MISSING:
@@ -212,10 +229,13 @@ def resolve_key(key: str) -> list[str]:
         known_or_raise(rest[0], names[first], f"section '{first}' has no field")
         return [first, *rest]
     sections = [name for name in SECTIONS if first in names[name]]
+    if rest and not sections:
+        known_or_raise(first, SECTIONS, "there is no section")
     if len(sections) != 1:
         everything = sorted({field for fields in names.values() for field in fields})
         known_or_raise(first, everything, "no section has the field")
-        raise ValueError(f"--{first} is a field of several sections; write " + " or ".join(f"--{s}.{first}" for s in sections))
+        choices = " or ".join(f"--{section}.{first}" for section in sections)
+        raise ValueError(f"--{first} is a field of several sections; write {choices}")
     return [sections[0], first, *rest]
 
 
@@ -223,7 +243,8 @@ def known_or_raise(name: Any, known, what: str) -> None:
     """Raise with the nearest known name when `name` is not known."""
     if name not in known:
         near = get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-        raise ValueError(f"{what} '{name}'" + (f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"))
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+        raise ValueError(f"{what} '{name}'; {hint}")
 
 
 def parse_yaml(text: str, place: str) -> Any:
@@ -237,11 +258,13 @@ def parse_yaml(text: str, place: str) -> Any:
 def check_config(fields: dict[str, Any], place: str) -> None:
     """Raise for a field that a model's or backbone's configuration does not have: transformers ignores it silently."""
     model_type = fields.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         near = get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
-        raise ValueError(f"{place}.model_type {model_type!r} is not known" + (f"; did you mean '{near[0]}'?" if near else ""))
+        hint = f"did you mean '{near[0]}'?" if near else "expected a model of transformers such as swin or resnet"
+        raise ValueError(f"{place}.model_type {model_type!r} is not known; {hint}")
     config_class = CONFIG_MAPPING[model_type]
-    known = {*config_class.__dataclass_fields__, *config_class.attribute_map, "model_type", "out_features", "out_indices"}
+    known = {*config_class.__dataclass_fields__, *config_class.attribute_map}
+    known |= {"model_type", "out_features", "out_indices"}
     for key in fields:
         if key in FROM_DATA:
             raise ValueError(f"{place}.{key} comes from the data set's label_num_dic_final.json; leave it out")

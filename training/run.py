@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForSemanticSegmentation, set_seed
+from transformers import AutoModelForSemanticSegmentation, set_seed
 
 from vss_hf.data.labels import ClassList
 from vss_hf.data.transforms import TrainTransform
@@ -19,7 +19,6 @@ from vss_hf.hub_cards import write_card, write_eval_results
 from vss_hf.inference.evaluation import environment, evaluate_model, labelled_videos
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.backbone import load_backbone_weights
-from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
 from vss_hf.visualize import overlay_sheet, plot_training_curve
@@ -68,7 +67,9 @@ def train(recipe: Recipe) -> Path:
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     processor = build_processor(recipe)
-    weights = class_weights(recipe.data.root, recipe.data.train_split, classes) if args.class_weighting != "none" else None
+    weights = None
+    if args.class_weighting != "none":
+        weights = class_weights(recipe.data.root, recipe.data.train_split, classes)
 
     # --- train, or resume
     trainer = VSSTrainer(
@@ -107,16 +108,9 @@ def build_model(recipe: ModelRecipe, classes: ClassList) -> Any:
     labels = {"id2label": classes.id2label, "label2id": classes.label2id}
     if recipe.init_from:
         # A classifier of another size is replaced; everything else must fit.
-        return AutoModelForSemanticSegmentation.from_pretrained(recipe.init_from, **labels, ignore_mismatched_sizes=True)
-    fields = dict(recipe.config)
-    model_type = fields.pop("model_type", OCRNetConfig.model_type)
-    if model_type != OCRNetConfig.model_type:
-        raise ValueError(f"model.config.model_type '{model_type}' cannot be trained; known: {OCRNetConfig.model_type}")
-    if recipe.preset:
-        config = OCRNetConfig.from_preset(recipe.preset, **fields, **labels)
-    else:
-        config = AutoConfig.for_model(model_type, **fields, **labels)
-    model = OCRNetForSemanticSegmentation(config)
+        labels["ignore_mismatched_sizes"] = True
+        return AutoModelForSemanticSegmentation.from_pretrained(recipe.init_from, **labels)
+    model = OCRNetForSemanticSegmentation(recipe.build_config(**labels))
     if recipe.backbone_weights:
         load_backbone_weights(model.backbone, recipe.backbone_weights)
     return model
@@ -136,8 +130,8 @@ def build_processor(recipe: Recipe) -> VSSImageProcessor:
 def class_weights(root: str | Path, split: str, classes: ClassList) -> torch.Tensor:
     """sqrt(mean pixels per class / pixels of the class) over a split: BetterThing's pixel-distribution weights.
 
-    The paper prints the fraction upside down (its sec. 4.2.1 weighs frequent classes up); this is the form that does what
-    its text wants. Classes that are absent get the weight of the rarest present one.
+    The paper prints the fraction upside down (its sec. 4.2.1 weighs frequent classes up); this is the form that does
+    what its text wants. Classes that are absent get the weight of the rarest present one.
     """
     counts = np.zeros(256, dtype=np.int64)
     for video in scan_split(root, split):
@@ -153,11 +147,12 @@ def class_weights(root: str | Path, split: str, classes: ClassList) -> torch.Ten
 
 def finish(folder, recipe, trainer, model, processor, result, seconds, num_samples) -> None:
     """Write everything a model folder holds: weights, processor, recipe, results, picture, card."""
+    data, args = recipe.data, recipe.training
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     write_yaml(folder / "training_recipe.yaml", recipe.to_dict())
-    segmenter = VideoSegmenter(model, processor)
-    data, args = recipe.data, recipe.training
+    # What others will load is measured, in float32: the model in hand may run in bf16 or another memory layout.
+    segmenter = VideoSegmenter.from_pretrained(folder, args.device)
     results = evaluate_model(
         segmenter,
         data.root,
@@ -175,7 +170,7 @@ def finish(folder, recipe, trainer, model, processor, result, seconds, num_sampl
             "seconds": round(seconds, 1),
             "samples": trainer.state.global_step * trainer.global_batch_size,
             "train_frames": num_samples,
-            "train_loss": result.training_loss,
+            "train_loss": result.training_loss or None,  # 0: all steps were done before this session
             "seed": args.seed,
             "processes": args.world_size,
             "dataset": Path(data.root).resolve().name,

@@ -45,9 +45,9 @@ class VSSTrainer(Trainer):
     """Trains a model of this package.
 
     What differs from transformers.Trainer: training data is an endless, seekable sequence of draws (draws.py), so that
-    resuming replays nothing; the loss is the mean over all labelled pixels of a step; evaluation counts a confusion matrix
-    over whole videos instead of gathering logits; backbone and heads have their own learning rates; with `ema_decay` an
-    average of the weights is kept, evaluated and saved.
+    resuming replays nothing; the loss is the mean over all labelled pixels of a step; evaluation counts a confusion
+    matrix over whole videos instead of gathering logits; backbone and heads have their own learning rates; with
+    `ema_decay` an average of the weights is kept, evaluated and saved.
 
     Args:
         model: the model.
@@ -80,7 +80,7 @@ class VSSTrainer(Trainer):
         )
         self.class_weights = None if class_weights is None else class_weights.to(args.device)
         self.ema = EMA(model, args.ema_decay) if args.ema_decay else None
-        self.model_accepts_loss_kwargs = True  # compute_loss divides by all pixels of a step: not again by the micro-batches
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by a step's pixels; not by its micro-batches too
         streaming = isinstance(train_dataset, TrainingStream)
         self.samples_per_epoch = len(train_dataset.stream.dataset if streaming else train_dataset or ())
         self.resume_from: Path | None = None
@@ -95,7 +95,7 @@ class VSSTrainer(Trainer):
         return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def get_train_dataloader(self) -> DataLoader | StatefulDataLoader:
-        """An endless loader that begins where the run stopped. It is not handed to accelerate, which would replay it."""
+        """An endless loader that begins where the run stopped. Not handed to accelerate, which would replay it."""
         done = self.steps_done()
         if done >= self.args.max_steps:
             return DataLoader([])  # nothing is left to do; with data the Trainer would take one step more
@@ -149,7 +149,11 @@ class VSSTrainer(Trainer):
             )
         if self.resume_from is not None and self.ema is not None:
             self.load_ema(self.resume_from)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        finally:
+            # A stream's loader keeps its worker processes; garbage collection would wait for them for seconds.
+            self.train_loader = self.callback_handler.train_dataloader = None
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """The optimizer named by `--optim`, with our parameter groups."""
@@ -194,7 +198,7 @@ class VSSTrainer(Trainer):
                 num_items_in_batch=num_items_in_batch,
             )
         if num_items_in_batch is not None and self.args.world_size > 1:
-            loss = loss * self.args.world_size  # DistributedDataParallel averages gradients; the count is over all ranks
+            loss = loss * self.args.world_size  # gradients are averaged over ranks; the count is over all of them
         return (loss, outputs) if return_outputs else loss
 
     # --- evaluation
@@ -254,5 +258,6 @@ class VSSTrainer(Trainer):
         """Take the average from a checkpoint."""
         path = checkpoint / EMA_FILE
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing, but --ema_decay {self.args.ema_decay} wants the averaged weights")
+            decay = self.args.ema_decay
+            raise FileNotFoundError(f"{path} is missing, but --ema_decay {decay} wants the averaged weights")
         self.ema.load_state_dict(load_file(path, device=str(self.args.device)))
