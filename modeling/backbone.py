@@ -1,12 +1,16 @@
 """One door to the backbones of transformers and timm."""
 
 import copy
+from typing import Any
 
 from torch import nn
 from transformers import AutoBackbone, PreTrainedConfig
 
 
-def build_backbone(config: PreTrainedConfig) -> nn.Module:
+Backbone = Any  # a PreTrainedModel that is a BackboneMixin too: Python has no type for both
+
+
+def build_backbone(config: PreTrainedConfig) -> Backbone:
     """A backbone with new weights: `.channels` tells the width of each map, its output has `.feature_maps`.
 
     Args:
@@ -20,7 +24,7 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
     return backbone
 
 
-def load_backbone_weights(backbone: nn.Module, source: str) -> list[str]:
+def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
     """Fill `backbone` with pretrained weights, e.g. of an ImageNet classifier.
 
     Args:

@@ -5,7 +5,7 @@ BetterThing (Chen et al., "Semantic Segmentation on VSPW Dataset through Aggrega
 """
 
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -46,7 +46,7 @@ class OCRNetConfig(PreTrainedConfig):
     """
 
     model_type = "vss_ocrnet"
-    sub_configs = {"backbone_config": AutoConfig}
+    sub_configs: ClassVar[Any] = {"backbone_config": AutoConfig}
 
     backbone_config: dict | PreTrainedConfig | None = None
     in_indices: list[int] | tuple[int, ...] = (0, 1, 2)
@@ -80,6 +80,7 @@ class OCRNetConfig(PreTrainedConfig):
 
     def validate_indices(self):
         """Part of `@strict`: the heads can only read maps that the backbone returns."""
+        assert isinstance(self.backbone_config, PreTrainedConfig)  # since __post_init__
         count = len(self.backbone_config.out_indices)
         for field in ("in_indices", "coarse_in_indices"):
             indices = getattr(self, field)

@@ -10,14 +10,16 @@ Papers: see configuration_ocrnet.py. The layers reproduce mmsegmentation's FCNHe
 other scales discard the context). Letters: B batch, K num_labels, C channels, h and w the head's map.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import maybe_autocast
 
-from .backbone import build_backbone
+from .backbone import Backbone, build_backbone
 from .configuration_ocrnet import OCRNetConfig
 from .layers import ConvNormAct, resize_concat
 from .losses import dense_segmentation_loss
@@ -40,6 +42,7 @@ class CoarseHead(nn.Module):
             *[ConvNormAct(a, b, config.coarse_kernel_size) for a, b in zip(widths[:-1], widths[1:], strict=True)]
         )
         self.dropout = nn.Dropout2d(config.classifier_dropout)
+        assert config.num_labels is not None  # id2label has a default
         self.classifier = nn.Conv2d(width, config.num_labels, 1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -84,6 +87,7 @@ class OCRHead(nn.Module):
         self.pixel_conv = ConvNormAct(in_channels, config.channels, 3)
         self.attention = ObjectAttention(config.channels, config.ocr_channels)
         self.dropout = nn.Dropout2d(config.classifier_dropout)
+        assert config.num_labels is not None  # id2label has a default
         self.classifier = nn.Conv2d(config.channels, config.num_labels, 1)
 
     def forward(self, features: torch.Tensor, coarse_logits: torch.Tensor) -> torch.Tensor:
@@ -113,7 +117,7 @@ class OCRNetPreTrainedModel(PreTrainedModel):
     config_class = OCRNetConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities: Any = ("image",)  # as transformers' own models have it; its annotation knows no tuple
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = []
@@ -130,6 +134,8 @@ class OCRNetPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.BatchNorm2d):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+            assert module.running_mean is not None and module.running_var is not None  # ours all keep statistics
+            assert module.num_batches_tracked is not None
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
@@ -144,7 +150,9 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
 
     def __init__(self, config: OCRNetConfig):
         super().__init__(config)
-        self.backbone = build_backbone(config.backbone_config)
+        assert isinstance(config.backbone_config, PreTrainedConfig)  # since the configuration's __post_init__
+        assert config.coarse_in_indices is not None  # likewise
+        self.backbone: Backbone = build_backbone(config.backbone_config)
         channels = self.backbone.channels
         self.coarse_head = CoarseHead(config, sum(channels[i] for i in config.coarse_in_indices))
         self.decode_head = OCRHead(config, sum(channels[i] for i in config.in_indices))
@@ -186,9 +194,10 @@ class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **{k: v for k, v in wanted.items() if v})
 
-        maps = outputs.feature_maps
-        coarse_features = resize_concat([maps[i] for i in self.config.coarse_in_indices], self.config.align_corners)
-        if self.config.in_indices == self.config.coarse_in_indices:
+        maps, coarse_in_indices = outputs.feature_maps, self.config.coarse_in_indices
+        assert coarse_in_indices is not None  # since the configuration's __post_init__
+        coarse_features = resize_concat([maps[i] for i in coarse_in_indices], self.config.align_corners)
+        if self.config.in_indices == coarse_in_indices:
             features = coarse_features
         else:
             features = resize_concat([maps[i] for i in self.config.in_indices], self.config.align_corners)

@@ -194,7 +194,8 @@ def test_prediction_out_of_range(data, tmp_path, capsys):
     line = failure(capsys, "score", "--predictions", tmp_path / "p", "--data", data)
     assert ".png" in line and "3" in line
     next((tmp_path / "p").glob("*/*.png")).unlink()
-    assert "1 of 6 predictions are missing" in failure(capsys, "score", "--predictions", tmp_path / "p", "--data", data)
+    line = failure(capsys, "score", "--predictions", tmp_path / "p", "--data", data)
+    assert "1 of 6 predictions are missing" in line
 
 
 def test_other_number_of_classes(model_folder, data, capsys):

@@ -8,12 +8,15 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 
-def ema_step(average: torch.Tensor, current: torch.Tensor, num_averaged: torch.Tensor, decay: float) -> torch.Tensor:
+def ema_step(
+    average: torch.Tensor, current: torch.Tensor, num_averaged: torch.Tensor | int, decay: float
+) -> torch.Tensor:
     """One update of one tensor. The decay is lower at the start, so that the initial weights are soon forgotten."""
     if not average.is_floating_point():
         return current  # counters such as num_batches_tracked are copied: an average of them has no meaning
-    decay_now = min(decay, (1 + int(num_averaged)) / (10 + int(num_averaged)))
-    return torch.lerp(average, current.to(average.dtype), 1 - decay_now)
+    # The decay is min(decay, (1 + n) / (10 + n)); this is 1 minus it, as a tensor: reading n would wait for the GPU.
+    weight = (9 / (10 + torch.as_tensor(num_averaged, device=average.device))).clamp(min=1 - decay)
+    return torch.lerp(average, current.to(average.dtype), weight.to(average.dtype))
 
 
 class EMA(AveragedModel):
@@ -25,7 +28,9 @@ class EMA(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        super().__init__(model, avg_fn=lambda a, c, n: ema_step(a, c, n, decay), use_buffers=True)
+        # Without a device the counter would stay on the CPU, and be copied to the GPU once per tensor.
+        device = next(model.parameters()).device
+        super().__init__(model, device=device, avg_fn=lambda a, c, n: ema_step(a, c, n, decay), use_buffers=True)
 
     @contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[None]:

@@ -71,7 +71,7 @@ class ModelRecipe:
         if not self.init_from:
             self.build_config()
 
-    def build_config(self, **labels: dict) -> OCRNetConfig:
+    def build_config(self, **labels: Any) -> OCRNetConfig:
         """The configuration of the model that `preset` and `config` describe, with the class list in `labels`."""
         trainable = OCRNetConfig.model_type
         fields = dict(self.config)

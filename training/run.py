@@ -13,8 +13,9 @@ import yaml
 from transformers import AutoModelForSemanticSegmentation, set_seed
 
 from vss_hf.data.labels import ClassList
+from vss_hf.data.stream import FrameStream
 from vss_hf.data.transforms import TrainTransform
-from vss_hf.data.vspw import load_vspw, read_image, read_mask, scan_split
+from vss_hf.data.vspw import FrameRecord, load_vspw, read_image, read_mask, scan_split
 from vss_hf.hub_cards import write_card, write_eval_results
 from vss_hf.inference.evaluation import environment, evaluate_model, labelled_videos
 from vss_hf.inference.segmenter import VideoSegmenter
@@ -100,6 +101,7 @@ def training_data(recipe: Recipe) -> TrainingDraws | TrainingStream:
     if not recipe.data.streaming:
         return TrainingDraws(load_vspw(recipe.data.root, recipe.data.train_split), transform, args.draw_seed)
     stream = load_vspw(recipe.data.root, recipe.data.train_split, streaming=True, shuffle_seed=args.draw_seed)
+    assert isinstance(stream, FrameStream)  # because of shuffle_seed
     return TrainingStream(stream.shard(args.world_size, args.process_index, pad=True), transform)
 
 
@@ -136,7 +138,7 @@ def class_weights(root: str | Path, split: str, classes: ClassList) -> torch.Ten
     counts = np.zeros(256, dtype=np.int64)
     for video in scan_split(root, split):
         for record in video.frames:
-            counts += np.bincount(classes.lookup[read_mask(record.mask_path)].ravel(), minlength=256)
+            counts += np.bincount(read_labels(record, classes).ravel(), minlength=256)
     counts = counts[: classes.num_labels]
     if not counts.any():
         raise ValueError(f"split '{split}' of {root}: no labelled pixel, so there are no class weights")
@@ -192,8 +194,14 @@ def draw_examples(path: Path, segmenter: VideoSegmenter, root: str | Path, split
     records = [record for video in labelled_videos(root, split) for record in video.frames]
     chosen = [records[int(i)] for i in np.linspace(0, len(records) - 1, min(rows, len(records)))]
     frames = [read_image(record.image_path) for record in chosen]
-    labels = [classes.lookup[read_mask(record.mask_path)] for record in chosen]
+    labels = [read_labels(record, classes) for record in chosen]
     overlay_sheet(frames, labels, [segmenter.step(frame) for frame in frames], classes, path)
+
+
+def read_labels(record: FrameRecord, classes: ClassList) -> np.ndarray:
+    """The labels (height, width) of a frame of a split with masks."""
+    assert record.mask_path is not None  # `train` began by asking for labelled videos
+    return classes.lookup[read_mask(record.mask_path)]
 
 
 def make_writable(folder: Path) -> None:

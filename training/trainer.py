@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import Trainer, TrainerCallback, TrainerState, default_data_collator
 from transformers.trainer import TRAINER_STATE_NAME
@@ -59,6 +59,11 @@ class VSSTrainer(Trainer):
     """
 
     args: VSSTrainingArguments
+    # transformers types these more narrowly than what we give, or more widely than what comes back.
+    model: Any
+    train_dataset: Any
+    eval_dataset: Any
+    accelerator: Any
 
     def __init__(
         self,
@@ -74,7 +79,7 @@ class VSSTrainer(Trainer):
             model=model,
             args=args,
             train_dataset=train_dataset,
-            eval_dataset=eval_data,
+            eval_dataset=cast(Any, eval_data),  # for our own `evaluate`
             processing_class=processing_class,
             data_collator=default_data_collator,
         )
@@ -98,10 +103,11 @@ class VSSTrainer(Trainer):
         """An endless loader that begins where the run stopped. Not handed to accelerate, which would replay it."""
         done = self.steps_done()
         if done >= self.args.max_steps:
-            return DataLoader([])  # nothing is left to do; with data the Trainer would take one step more
+            # Nothing is left to do; with data the Trainer would take one step more.
+            return DataLoader(TensorDataset(torch.empty(0)))
         # Its own generator: drawing from torch's global one would change the model's random numbers after a resume.
         generator = torch.Generator().manual_seed(self.args.draw_seed)
-        common = dict(
+        common: dict[str, Any] = dict(
             batch_size=self.args.train_batch_size,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -173,7 +179,7 @@ class VSSTrainer(Trainer):
         if not batch_samples:
             return None
         ignore_index = self.unwrapped().config.ignore_index
-        count = sum((batch["labels"] != ignore_index).sum() for batch in batch_samples).to(device)
+        count = torch.stack([(batch["labels"] != ignore_index).sum() for batch in batch_samples]).sum().to(device)
         if self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         return count
@@ -252,10 +258,12 @@ class VSSTrainer(Trainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if self.ema is not None:
+            assert self.state.best_model_checkpoint is not None  # the Trainer calls this only when there is one
             self.load_ema(Path(self.state.best_model_checkpoint))
 
     def load_ema(self, checkpoint: Path) -> None:
         """Take the average from a checkpoint."""
+        assert self.ema is not None
         path = checkpoint / EMA_FILE
         if not path.is_file():
             decay = self.args.ema_decay

@@ -1,7 +1,7 @@
 """Video semantic segmentation with the Hugging Face tools you already know.
 
-After `import vss_hf`, `AutoConfig`, `AutoModelForSemanticSegmentation`, `AutoImageProcessor` and `pipeline` load every model
-folder that this package wrote. Public names are loaded on first use, so that the import stays cheap.
+After `import vss_hf`, `AutoConfig`, `AutoModelForSemanticSegmentation`, `AutoImageProcessor` and `pipeline` load every
+model folder that this package wrote. Public names are loaded on first use, so that the import stays cheap.
 """
 
 import importlib

@@ -8,6 +8,7 @@ modules are loaded (or if they already are), our classes are registered.
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 
 
 def register_configurations() -> None:
@@ -79,8 +80,9 @@ class RegisterOnImport(MetaPathFinder, Loader):
     def create_module(self, spec: ModuleSpec):
         return self.loaders[spec.name].create_module(spec)
 
-    def exec_module(self, module) -> None:
+    def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
+        assert module.__spec__ is not None  # the import system made the module from one
         module.__spec__.loader = module.__loader__ = self.loaders[name]
         self.loading.add(name)
         try:

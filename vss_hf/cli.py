@@ -32,7 +32,10 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def train(context: typer.Context) -> None:
-    """Train a recipe: vss-hf train RECIPE.yaml [--field value ...]. Several processes: accelerate launch train.py ..."""
+    """Train a recipe: vss-hf train RECIPE.yaml [--field value ...].
+
+    Several processes: accelerate launch train.py ...
+    """
     from vss_hf.training.run import main as run
 
     run(context.args)
@@ -101,7 +104,9 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for <video>/<frame>.png.")],
     split: Annotated[str, typer.Option(help="For a VSPW root: which split.")] = "test",
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write <video>_overlay.mp4.")] = False,
-    submission: Annotated[Path | None, typer.Option(help="Also pack the PNGs into this zip for the VSPW server.")] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="Also pack the PNGs into this zip for the VSPW server.")
+    ] = None,
     device: Device = None,
 ) -> None:
     """Label a video, frames or an image."""
@@ -110,7 +115,9 @@ def predict(
 
     check_writable(submission)
     segmenter = VideoSegmenter.from_pretrained(model, device)
-    results = run(segmenter, source, out, split=split, overlay_video=overlay, submission=submission, progress=progress_bar)
+    results = run(
+        segmenter, source, out, split=split, overlay_video=overlay, submission=submission, progress=progress_bar
+    )
     typer.echo(f"{results['frames']} label maps of {results['videos']} videos in {out}")
     for path in results["files"]:
         typer.echo(path)
@@ -174,7 +181,8 @@ def data_sample(
 
     summary = make_sample_dataset(root, seed=seed)
     verb = "already there" if summary["reused"] else "made"
-    counts = ", ".join(f"{split} {summary['videos'][split]} videos/{n} frames" for split, n in summary["frames"].items())
+    videos, frames = summary["videos"], summary["frames"]
+    counts = ", ".join(f"{split} {videos[split]} videos/{n} frames" for split, n in frames.items())
     typer.echo(f"{root}: {verb}; {counts}")
 
 
@@ -193,8 +201,8 @@ def show_results(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = f"{results['model']} on {results['dataset']} {results['split']}: {results['videos']} videos, {results['frames']} frames"
-    table = Table(title=title)
+    data = f"{results['dataset']} {results['split']}: {results['videos']} videos, {results['frames']} frames"
+    table = Table(title=f"{results['model']} on {data}")
     for heading in ("metric", "value", "protocol"):
         table.add_column(heading, justify="right" if heading == "value" else "left")
     of_classes = f"{results['protocol']}, {results['classes_scored']} classes"

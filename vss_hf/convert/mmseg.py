@@ -6,7 +6,8 @@ Key lists: mmsegmentation 1.2.2 `SwinTransformer`, `FCNHead`, `OCRHead`; the sam
 import re
 
 import torch
-from torch import nn
+
+from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
 
 
 # The first pattern that matches a whole reference name gives ours; groups are kept as they are.
@@ -42,7 +43,7 @@ HEAD_NAMES = [
 
 
 def mmseg_ocrnet_names(
-    state_dict: dict[str, torch.Tensor], model: nn.Module
+    state_dict: dict[str, torch.Tensor], model: OCRNetForSemanticSegmentation
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Our names and layouts for an mmsegmentation OCRNet on Swin.
 
@@ -55,7 +56,7 @@ def mmseg_ocrnet_names(
     """
     tensors: dict[str, torch.Tensor] = {}
     unused, unknown = [], []
-    stages = model.config.backbone_config.out_features
+    stages = model.backbone.config.out_features
     for name, tensor in state_dict.items():
         if name.endswith("relative_position_index"):
             unused.append(name)

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+
+from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
 
 from .mmseg import mmseg_ocrnet_names
 
@@ -26,7 +27,9 @@ class ConversionReport:
 CONVERTERS: dict[tuple[str, str], Callable] = {("mmseg", "vss_ocrnet"): mmseg_ocrnet_names}
 
 
-def load_reference_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> ConversionReport:
+def load_reference_state_dict(
+    model: OCRNetForSemanticSegmentation, state_dict: dict[str, torch.Tensor], source: str
+) -> ConversionReport:
     """Fill `model` with tensors that carry the names of a reference implementation.
 
     Args:

@@ -114,7 +114,7 @@ class ClassList:
 
 
 def palette_of(names: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
-    """Colours for a class list known by its names only, as a model configuration holds it: VSPW's own, or distinct ones."""
+    """Colours for a class list known only by its names, as in a model configuration: VSPW's own, or distinct ones."""
     if tuple(names) == VSPW.names:
         return VSPW.palette
     return tuple(_colour_of(i) for i in range(1, len(names) + 1))

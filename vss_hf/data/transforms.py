@@ -87,8 +87,8 @@ class AugmentationConfig:
     Raises:
         ValueError: a field is outside what is allowed.
 
-    Source: scale, crop and colour ranges of BetterThing, third of the VSPW 2021 challenge (arXiv 2109.01316, sec. 4); the order of the
-    colour steps and `cat_max_ratio` of mmsegmentation 1.2.2 (PhotoMetricDistortion, RandomCrop).
+    Source: scale, crop and colour ranges of BetterThing, third of the VSPW 2021 challenge (arXiv 2109.01316, sec. 4);
+    the order of the colour steps and `cat_max_ratio` of mmsegmentation 1.2.2 (PhotoMetricDistortion, RandomCrop).
     """
 
     crop_size: tuple[int, int]

@@ -34,7 +34,7 @@ class FrameReader(Dataset):
     """Decodes the frames of videos in order.
 
     Args:
-        videos: from `scan_split`.
+        videos: from `labelled_videos`.
         with_images: whether to decode the frames beside the masks.
     """
 
@@ -48,6 +48,7 @@ class FrameReader(Dataset):
     def __getitem__(self, index: int) -> LabelledFrame:
         video, record = self.frames[index]
         image = read_image(record.image_path) if self.with_images else None
+        assert record.mask_path is not None  # `labelled_videos` has looked
         labels = read_mask(record.mask_path)
         if image is not None and image.shape[:2] != labels.shape:
             raise ValueError(
@@ -133,9 +134,9 @@ def evaluate_model(
         progress: wraps the iterator of frames (given with the number of frames), e.g. for a progress bar.
 
     Returns:
-        Dictionary for `--json`: protocols, split, dataset, videos, frames, mean_iou, frequency_weighted_iou, pixel_accuracy,
-        mean_accuracy, per_class_iou (name: value or None), vc8, vc16, vc_clips, frames_per_second (preprocessing, model and
-        label map; without decoding and scoring), model, versions, hardware.
+        Dictionary for `--json`: protocols, split, dataset, videos, frames, mean_iou, frequency_weighted_iou,
+        pixel_accuracy, mean_accuracy, per_class_iou (name: value or None), vc8, vc16, vc_clips, frames_per_second
+        (preprocessing, model and label map; without decoding and scoring), model, versions, hardware.
 
     Raises:
         ValueError: the split has no masks, or the model's classes are not the data set's.
@@ -201,9 +202,10 @@ def score_predictions(
     for frame, path in zip(progress(in_order, len(reader)) if progress else in_order, files, strict=True):
         with Image.open(path) as image:
             prediction = np.asarray(image)
-        if prediction.shape != frame.raw_labels.shape or prediction.dtype != np.uint8:
+        wanted = frame.raw_labels.shape
+        if prediction.shape != wanted or prediction.dtype != np.uint8:
             raise ValueError(
-                f"{path}: found {prediction.dtype} {prediction.shape}, expected uint8 {frame.raw_labels.shape} as the mask"
+                f"{path}: found {prediction.dtype} {prediction.shape}, expected uint8 {wanted} as the mask"
             )
         try:
             scores.add(frame, prediction)
@@ -235,7 +237,9 @@ def check_classes(names: list[str], classes: ClassList, root: str | Path) -> Non
         )
     for i, (ours, theirs) in enumerate(zip(names, classes.names, strict=True)):
         if ours != theirs and not ours.startswith("LABEL_"):
-            raise ValueError(f"class {i} is '{ours}' for the model and '{theirs}' in {root}: another class list or order")
+            raise ValueError(
+                f"class {i} is '{ours}' for the model and '{theirs}' in {root}: another class list or order"
+            )
 
 
 def flatten(batches: Any) -> Iterator[LabelledFrame]:

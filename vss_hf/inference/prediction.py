@@ -50,11 +50,13 @@ def predict(
         out: folder for `<video>/<frame>.png`, 8-bit palette PNGs whose indices are the classes 0..num_labels-1.
         split: for a VSPW root, which split.
         overlay_video: also write `<video>_overlay.mp4` (a JPEG for a single image).
-        submission: also pack the PNGs into this zip as the VSPW server wants them (`result_submission/<video>/<frame>.png`).
+        submission: also pack the PNGs into this zip as the VSPW server wants them
+            (`result_submission/<video>/<frame>.png`).
         progress: wraps the frames of each video (with their number and the video's name), e.g. for a progress bar.
 
     Returns:
-        {"videos": n, "frames": n, "files": [paths of overlays and archive], "class_share": {class name: share of all pixels}}.
+        {"videos": n, "frames": n, "files": [paths of overlays and archive],
+        "class_share": {class name: share of all pixels}}.
 
     Raises:
         FileNotFoundError: `source` does not exist or holds nothing to label.
