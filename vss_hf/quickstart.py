@@ -45,6 +45,7 @@ def train(recipe: str, data: Path, run: Path, model: Path, overrides: list[str])
     # On a machine without a GPU accelerate asks for these; with one they are chosen as well.
     launch = ["accelerate.commands.accelerate_cli", "launch", "--num_processes", "1", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--num_cpu_threads_per_process", str(os.cpu_count())]  # left out, accelerate takes one on a CPU
     arguments = ["train.py", recipe, "--data.root", str(data), "--output_dir", str(run), *overrides]
     if any(run.glob("checkpoint-*")):
         arguments += ["--resume_from_checkpoint", "true"]  # a run that was stopped goes on
