@@ -73,17 +73,27 @@ class TrainingDraws(Dataset):
         samples: indexable; yields data samples (`vss_hf.data.load_vspw`).
         transform: (sample, seed) -> model inputs.
         seed: of the run.
+        cache: keep every decoded sample in memory; with workers, each of them keeps its own.
     """
 
-    def __init__(self, samples: Any, transform: Callable[[dict, int], dict], seed: int):
+    def __init__(self, samples: Any, transform: Callable[[dict, int], dict], seed: int, cache: bool = False):
         self.samples, self.transform, self.seed = samples, transform, seed
+        self.decoded: dict[int, dict] | None = {} if cache else None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         draw, index = key
-        return self.transform(self.samples[index], draw_seed(self.seed, draw))
+        return self.transform(self.sample(index), draw_seed(self.seed, draw))
+
+    def sample(self, index: int) -> dict:
+        """The decoded sample, from memory if it is kept there."""
+        if self.decoded is None:
+            return self.samples[index]
+        if index not in self.decoded:
+            self.decoded[index] = self.samples[index]
+        return self.decoded[index]
 
 
 class TrainingStream(IterableDataset):

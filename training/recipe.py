@@ -98,6 +98,7 @@ class DataRecipe:
         shortest_edge: frames are resized to this many pixels on their shorter side for evaluation and inference
             (written into the image processor); None: as they are.
         streaming: read the videos as a stream (one shard per video) instead of by random access.
+        cache: keep decoded training frames in memory (4 bytes a pixel); for small data sets seen many times.
     """
 
     root: str = ""
@@ -105,12 +106,15 @@ class DataRecipe:
     eval_split: str = "val"
     shortest_edge: int | None = None
     streaming: bool = False
+    cache: bool = False
 
     def __post_init__(self):
         if not self.root:
             raise ValueError("data.root is empty: give a folder in VSPW layout, e.g. --data.root path/to/VSPW_480p")
         if self.shortest_edge is not None and self.shortest_edge < 32:
             raise ValueError(f"data.shortest_edge={self.shortest_edge}: expected at least 32 pixels")
+        if self.cache and self.streaming:
+            raise ValueError("data.cache with data.streaming: a stream keeps nothing; leave one of them out")
 
 
 @dataclass

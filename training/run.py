@@ -99,7 +99,8 @@ def training_data(recipe: Recipe) -> TrainingDraws | TrainingStream:
     """The augmented training samples, by random access or as a stream."""
     args, transform = recipe.training, TrainTransform(recipe.augmentation)
     if not recipe.data.streaming:
-        return TrainingDraws(load_vspw(recipe.data.root, recipe.data.train_split), transform, args.draw_seed)
+        samples = load_vspw(recipe.data.root, recipe.data.train_split)
+        return TrainingDraws(samples, transform, args.draw_seed, cache=recipe.data.cache)
     stream = load_vspw(recipe.data.root, recipe.data.train_split, streaming=True, shuffle_seed=args.draw_seed)
     assert isinstance(stream, FrameStream)  # because of shuffle_seed
     return TrainingStream(stream.shard(args.world_size, args.process_index, pad=True), transform)

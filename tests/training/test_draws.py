@@ -8,7 +8,7 @@ from tiny import make_default_data, training_data
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from vss_hf.training.draws import DrawOrder, EndlessSampler, draw_seed
+from vss_hf.training.draws import DrawOrder, EndlessSampler, TrainingDraws, draw_seed
 
 
 NUM_SAMPLES = 7  # odd, so that no batch size below divides it
@@ -97,6 +97,29 @@ def test_augmentation_differs_between_draws_and_repeats(root):
     assert not torch.equal(first["pixel_values"], other["pixel_values"])
     calm = training_data(root, horizontal_flip_prob=0.0, photometric_prob=0.0)
     assert torch.equal(calm[0, 3]["pixel_values"], calm[1, 3]["pixel_values"])
+
+
+def test_cache_gives_the_same_samples_and_opens_each_file_once(root):
+    plain = training_data(root)
+    cached = TrainingDraws(CountingSamples(plain.samples), plain.transform, plain.seed, cache=True)
+    for draw in range(3 * len(plain)):
+        key = (draw, draw % len(plain))
+        assert all(torch.equal(plain[key][name], cached[key][name]) for name in ("pixel_values", "labels"))
+    assert cached.samples.opened == list(range(len(plain)))
+
+
+class CountingSamples:
+    """Notes which samples were decoded."""
+
+    def __init__(self, samples):
+        self.samples, self.opened = samples, []
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        self.opened.append(index)
+        return self.samples[index]
 
 
 def test_loader_workers_do_not_change_the_sequence(root):
