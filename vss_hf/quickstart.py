@@ -31,7 +31,7 @@ def main() -> None:
     model = run / "model"
     train(options.recipe, data, run, model, overrides)
     overlay = predict(model, data, options.out / "prediction")
-    show(model, overlay, data, time_loading(model))
+    show(model, overlay, data, load_back(model))
 
 
 def make_data(folder: Path) -> Path:
@@ -78,7 +78,7 @@ def step(name: str, result: Path, done: bool, arguments: list[str], command: lis
     print(f"[{name}] {time.time() - began:.0f} s", flush=True)
 
 
-def time_loading(model: Path) -> str:
+def load_back(model: Path) -> str:
     """Load the folder back as any user would; returns the class that came."""
     import transformers
 
