@@ -91,6 +91,7 @@ def train(recipe: Recipe) -> Path:
         trained = trainer.unwrapped()
         if args.should_save:
             finish(folder, recipe, trainer, trained, processor, result, seconds, num_samples)
+    trainer.accelerator.wait_for_everyone()  # the others wait until the first process has written the folder
     trainer.accelerator.end_training()  # without it, processes on CPU sometimes abort at exit
     return folder
 

@@ -37,6 +37,7 @@ def main(root: Path, out: Path, batch_size: int) -> None:
             save_file(state_of(trainer.unwrapped()), out / f"{weighting}.safetensors")
             save_file(state_of(trainer.ema), out / f"{weighting}_ema.safetensors")
             (out / f"{weighting}.json").write_text(json.dumps([trainer.args.world_size, losses(trainer)]))
+    trainer.accelerator.wait_for_everyone()  # a process that leaves while another still works can abort at exit
     trainer.accelerator.end_training()
 
 
