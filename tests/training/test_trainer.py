@@ -395,7 +395,7 @@ def test_gradient_checkpointing_of_swin(root, tmp_path):
     runs = []
     for checkpointing in (False, True):
         model = tiny_model(root, backbone_config=copy.deepcopy(swin))
-        trainer = make_trainer(root, tmp_path, model=model, max_steps=3, activation_checkpointing=checkpointing)
+        trainer = make_trainer(root, tmp_path, model=model, max_steps=3, gradient_checkpointing=checkpointing)
         forwards = []
         block = model.backbone.swin.encoder.layers[0].blocks[0]
         block.layernorm_before.register_forward_hook(lambda *_, seen=forwards: seen.append(1))
