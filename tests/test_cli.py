@@ -241,5 +241,7 @@ def test_damaged_model_folder(model_folder, data, tmp_path, capsys):
 
 
 def test_unknown_protocol(model_folder, data, capsys):
+    """Said before any frame is read: here the first one is damaged."""
+    (data / "data" / "1_a-b_c" / "origin" / "00000010.jpg").write_bytes(b"")
     line = failure(capsys, "evaluate", model_folder, "--data", data, "--protocol", "voc", "--num-workers", "0")
     assert "voc" in line and "vspw" in line and "evaluate" in line

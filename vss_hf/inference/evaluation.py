@@ -70,6 +70,7 @@ class VideoScores:
     def __init__(self, classes: ClassList, protocol: str = "vspw", vc_protocol: str = "vspw-official"):
         self.classes, self.protocol, self.vc_protocol = classes, protocol, vc_protocol
         self.confusion = ConfusionMatrix(classes.num_labels)
+        self.confusion.compute(protocol)  # an unknown protocol is an error now, not after hours of frames
         self.consistency = VideoConsistency(protocol=vc_protocol)
         self.video: int | None = None
         self.videos = self.frames = 0
