@@ -6,7 +6,6 @@ shown on model pages; `.eval_results` feeds the leaderboards of benchmark data s
 """
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+
+from vss_hf.files import write_text
 
 
 # Key in the JSON, name for people, which of the two protocols it follows.
@@ -126,16 +127,6 @@ def scored(results: Mapping[str, Any]) -> list[tuple[str, str, str, float]]:
 def slug(name: str) -> str:
     """A name as one safe word for ids and file names."""
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "unnamed"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's text in one step, so that a half-written one is never seen."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _dataset_name(results: Mapping[str, Any]) -> str:

@@ -1,4 +1,10 @@
-"""Small models that several test files build."""
+"""Small models that several test files build, and disks that are full."""
+
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -34,7 +40,7 @@ BACKBONES = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_ocrnet_config():
     """Call it for a small configuration: `tiny_ocrnet_config("swin", num_labels=5, channels=24)`."""
 
@@ -51,3 +57,39 @@ def tiny_ocrnet_config():
         return OCRNetConfig(**fields)
 
     return make
+
+
+@pytest.fixture
+def fill_up():
+    """Call it with a path: whatever is written to `<path>.part` then meets a full disk.
+
+    That is a device on which every write fails for want of space; for root a private one, because a library that
+    replaces files by renaming would otherwise replace the device of the system.
+    """
+
+    def fill(path: Path) -> None:
+        partial = Path(f"{path}.part")
+        if os.geteuid() != 0 and Path("/dev/full").exists():
+            partial.symlink_to("/dev/full")
+            return
+        try:
+            os.mknod(partial, stat.S_IFCHR | 0o666, os.makedev(1, 7))
+            with pytest.raises(OSError, match="No space left"), open(partial, "wb", buffering=0) as file:
+                file.write(b"x")
+        except OSError:
+            pytest.skip("no device that is full")
+
+    return fill
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a small disk")
+    yield folder
+    # Lazily: FFmpeg keeps a file open that it could not finish, until its container is garbage.
+    subprocess.run(["umount", "-l", str(folder)], check=True)

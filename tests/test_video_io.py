@@ -206,7 +206,7 @@ def test_files_that_are_no_video(tmp_path, name):
 
 def test_broken_picture_is_named(tmp_path):
     (tmp_path / "00000001.jpg").write_bytes(b"")  # VSPW has such files
-    with pytest.raises(ValueError, match="00000001.jpg is not a readable picture"):
+    with pytest.raises(ValueError, match="00000001.jpg: cannot be read as an image"):
         list(read_frames(tmp_path))
 
 

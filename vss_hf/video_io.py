@@ -1,10 +1,10 @@
 """Reading frames from video files, folders and pictures, and writing video files (PyAV)."""
 
 import functools
-import os
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+
+from vss_hf.files import replacing
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-VIDEO_OUT_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi")  # containers that take both h264 and mpeg4
+CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".avi": "avi"}  # those that take both h264 and mpeg4
+VIDEO_OUT_SUFFIXES = tuple(CONTAINERS)
 
 
 def read_frames(source: str | Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -71,7 +74,7 @@ def frame_rate(source: str | Path) -> float | None:
 class VideoWriter:
     """Writes RGB frames to a video file: h264, or mpeg4 (with one warning) where PyAV was built without x264.
 
-    The frames go to a hidden temporary file beside `path`, which gets its final name when the `with` block ends
+    The frames go to `<path>.part`, which gets its final name when the `with` block ends
     without an error; so a half-written file is never found under the final name, and an older one survives a failure.
 
     Args:
@@ -99,10 +102,12 @@ class VideoWriter:
         self.height, self.width = size
         self.frames_written = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = self.path.with_name(f".{self.path.stem}.{os.getpid()}.partial{self.path.suffix}")
+        self._file = ExitStack()
+        self._partial = self._file.enter_context(replacing(self.path))
         # The index at the front lets browsers play before the whole file is there.
         fast_start = {"movflags": "+faststart"} if self.path.suffix.lower() in (".mp4", ".mov") else {}
-        self._container = av.open(str(self._partial), "w", options=fast_start)
+        container = CONTAINERS[self.path.suffix.lower()]
+        self._container = av.open(str(self._partial), "w", format=container, options=fast_start)
         name, options = video_encoder()
         rate = Fraction(fps).limit_denominator(1001)  # 29.97 is 30000/1001
         self._stream: Any = self._container.add_stream(name, rate=rate, options=options)
@@ -116,7 +121,8 @@ class VideoWriter:
         if error_type is None:
             self.close()
         else:
-            self.discard()
+            self._stop()
+            self._file.__exit__(error_type, error, traceback)  # removes the file, and words the error of a full disk
 
     def write(self, frame: np.ndarray) -> None:
         """Append one frame: uint8 (height, width, 3) RGB."""
@@ -141,14 +147,22 @@ class VideoWriter:
         if self.frames_written == 0:
             self.discard()
             raise ValueError(f"no frame was written to {self.path}: a video needs at least one")
-        self._container.mux(self._stream.encode())
-        self._container.close()
-        os.replace(self._partial, self.path)
+        try:
+            self._container.mux(self._stream.encode())
+            self._container.close()
+        except FFmpegError as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        self._file.close()
 
     def discard(self) -> None:
         """Stop and remove the temporary file; what was at `path` before stays as it was."""
-        self._container.close()
+        self._stop()
         self._partial.unlink(missing_ok=True)
+
+    def _stop(self) -> None:
+        with suppress(FFmpegError):  # a full disk again, but nobody wants this file any more
+            self._container.close()
 
 
 @functools.cache  # so that the warning comes once
@@ -200,12 +214,11 @@ def existing(source: str | Path) -> Path:
 
 
 def _read_pictures(paths: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
+    from vss_hf.data.vspw import naming_damage  # here, because it brings `datasets` along
+
     for path in paths:
-        try:
-            with Image.open(path) as picture:
-                frame = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{path} is not a readable picture: {error}") from error
+        with naming_damage(path), Image.open(path) as picture:
+            frame = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
         yield path.stem, frame  # (H, W, 3)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+
+from vss_hf.files import write_bytes
 
 
 if TYPE_CHECKING:
@@ -278,11 +280,7 @@ def _color_table(palette: Palette) -> np.ndarray:
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file under a temporary name, then give it its own, so that no half-written picture is ever seen."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a picture in memory, then to its file, so that no half-written one is ever seen."""
+    buffer = io.BytesIO()
+    write(buffer)
+    write_bytes(path, buffer.getbuffer())
