@@ -1,10 +1,14 @@
 """One door to the backbones of transformers and timm."""
 
 import copy
+import warnings
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import AutoBackbone, PreTrainedConfig
+
+from .loading import check_weight_files, loading, shortened
 
 
 Backbone = Any  # a PreTrainedModel that is a BackboneMixin too: Python has no type for both
@@ -36,32 +40,52 @@ def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
         Swin's feature maps, for instance).
 
     Raises:
-        ValueError: when nothing of the source fits.
+        FileNotFoundError: a folder without weights.
+        ValueError: nothing of the source fits, or its files are damaged or pickled. Tensors of another shape are named
+            in a warning.
     """
     config = backbone.config
+    folder = Path(source.removeprefix("local-dir:"))  # timm's name for a folder
+    if folder.is_dir():
+        check_weight_files(folder)
     if config.model_type == "timm_backbone":
         import timm
 
-        features = timm.create_model(
-            source,
-            pretrained=True,
-            features_only=True,
-            out_indices=config.out_indices,
-            output_stride=config.output_stride,
-        )
+        with loading(source):
+            features = timm.create_model(
+                source,
+                pretrained=True,
+                features_only=True,
+                out_indices=config.out_indices,
+                output_stride=config.output_stride,
+            )
         pretrained = {f"_backbone.{name}": tensor for name, tensor in features.state_dict().items()}
         own = backbone.state_dict()
         fitting = {name: t for name, t in pretrained.items() if name in own and own[name].shape == t.shape}
         backbone.load_state_dict(fitting, strict=False)
         not_found = set(own) - set(fitting)
+        other_shape = set(pretrained) & not_found
     else:
         # Not AutoBackbone.from_pretrained: it takes every folder for a Hub id. The copy keeps the source's path out of
         # our configuration.
-        pretrained, report = type(backbone).from_pretrained(
-            source, config=copy.deepcopy(config), output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with loading(source):
+            pretrained, report = type(backbone).from_pretrained(
+                source,
+                config=copy.deepcopy(config),
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
         backbone.load_state_dict(pretrained.state_dict(), strict=False)  # without Swin's last norm
-        not_found = report["missing_keys"] | {name for name, *_ in report["mismatched_keys"]}
-    if not {name for name, _ in backbone.named_parameters()} - not_found:
+        other_shape = {name for name, *_ in report["mismatched_keys"]}
+        not_found = report["missing_keys"] | other_shape
+    parameters = {name for name, _ in backbone.named_parameters()}
+    if not parameters - not_found:
         raise ValueError(f"backbone weights '{source}': no tensor fits the backbone {config.model_type}")
+    if other_shape & parameters:
+        warnings.warn(
+            f"backbone weights '{source}' have another shape for {shortened(sorted(other_shape & parameters))}: "
+            "these tensors start from random numbers",
+            stacklevel=2,
+        )
     return sorted(not_found)

@@ -1,9 +1,13 @@
 """Fill a model from a state dict with reference names, strictly."""
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
 
@@ -25,6 +29,32 @@ class ConversionReport:
 
 # (source, model_type) -> function from the reference's state dict to (our names -> tensors, unused reference names)
 CONVERTERS: dict[tuple[str, str], Callable] = {("mmseg", "vss_ocrnet"): mmseg_ocrnet_names}
+
+
+def read_reference_file(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a reference checkpoint, safetensors or PyTorch's format; pickled code in it never runs.
+
+    Args:
+        path: the file; a PyTorch file may wrap its tensors in "state_dict", as mmsegmentation does.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, or holds more than plain data and tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path}: refused, because it is damaged or holds more than tensors ({reason})") from error
+    tensors = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise ValueError(f"{path}: expected a dictionary of tensors, alone or under 'state_dict'")
+    return dict(tensors)
 
 
 def load_reference_state_dict(
@@ -56,9 +86,15 @@ def load_reference_state_dict(
         for name, tensor in tensors.items()
         if name in own and tensor.shape != own[name].shape
     ]
+    kinds = [
+        f"{name}: {tensor.dtype} for {own[name].dtype}"
+        for name, tensor in tensors.items()
+        if name in own and own[name].is_floating_point() and not tensor.is_floating_point()
+    ]
+    titles = ("missing", "unexpected", "other shape", "other kind of numbers")
     problems = [
         f"{title}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        for title, names in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
+        for title, names in zip(titles, (missing, unexpected, shapes, kinds), strict=True)
         if names
     ]
     if problems:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import vss_hf  # noqa: F401  (registers our models with the Auto classes)
+from vss_hf.modeling.loading import load_strictly, loading, read_json
 
 from .scores import semantic_labels
 
@@ -29,27 +29,23 @@ class VideoSegmenter:
         self.processor = processor
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, device: str | torch.device | None = None) -> "VideoSegmenter":
-        """Load a model folder or Hub repo.
+    def from_pretrained(
+        cls, source: str | Path, device: str | torch.device | None = None, revision: str | None = None
+    ) -> "VideoSegmenter":
+        """Load a model folder or Hub repo. Weights must be safetensors, and every tensor of the model must be there.
 
         Args:
             source: folder or Hub id.
             device: where to run; None: a GPU if there is one.
+            revision: branch, tag or commit of a Hub repo.
 
         Raises:
             FileNotFoundError: `source` looks like a folder and holds no model.
+            ValueError: a file is damaged, pickled or does not fit the others; the message names it.
         """
-        folder = Path(source)
-        if folder.is_dir() and not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder}: no config.json; expected a folder as `save_pretrained` writes it")
-        looks_like_hub_id = str(source).count("/") == 1 and str(source)[0] not in "./"
-        if not folder.exists() and not looks_like_hub_id:
-            raise FileNotFoundError(f"{source}: no such model folder (and not a Hub id of the form user/name)")
-        try:
-            model = AutoModelForSemanticSegmentation.from_pretrained(source)
-        except SafetensorError as error:
-            raise ValueError(f"{source}: model.safetensors is damaged ({error}); copy or download it again") from error
-        processor = AutoImageProcessor.from_pretrained(source)
+        settings: dict[str, Any] = {} if revision is None else {"revision": revision}
+        model = load_strictly(AutoModelForSemanticSegmentation, source, **settings)
+        processor = load_processor(source, **settings)
         return cls(model, processor, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
@@ -81,3 +77,24 @@ class VideoSegmenter:
         """Label a video frame by frame, as it is read."""
         for frame in frames:
             yield self.step(frame)
+
+
+def load_processor(source: str | Path, **settings: Any) -> Any:
+    """The image processor of a model folder or Hub repo, tried on an image.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+        ValueError: its settings are damaged or give something else than finite (1, 3, height, width).
+    """
+    place = str(source)
+    if Path(source).is_dir():
+        names = ("preprocessor_config.json", "processor_config.json")
+        path = next((p for p in (Path(source) / name for name in names) if p.is_file()), Path(source) / names[0])
+        read_json(path)
+        place = str(path)
+    with loading(place):
+        processor = AutoImageProcessor.from_pretrained(source, **settings)
+        pixels = processor(images=np.zeros((64, 64, 3), np.uint8), return_tensors="pt")["pixel_values"]
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.isfinite().all():
+        raise ValueError(f"{place}: gives {tuple(pixels.shape)} or values that are not finite; expected (1, 3, H, W)")
+    return processor
