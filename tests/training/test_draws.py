@@ -1,12 +1,12 @@
 """The order of the training samples: complete, the same however it is split, and seekable."""
 
+import shutil
 from itertools import islice
 
 import pytest
 import torch
 from tiny import make_default_data, training_data
 from torch.utils.data import DataLoader
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from vss_hf.training.draws import DrawOrder, EndlessSampler, TrainingDraws, draw_seed
 
@@ -156,81 +156,100 @@ def batches(loader, count):
 
 
 @pytest.fixture
-def stream_loader(root):
-    """Makes new loaders over the same stream of names."""
+def loaders(root):
+    """Makes loaders of sample names over a data set of either kind."""
+    data = {kind: training_data(root, streaming=kind == "stream") for kind in ("draws", "stream")}
+    for dataset in data.values():
+        dataset.transform = name_samples
 
-    def make(workers, batch_size=2, state=None):
-        data = training_data(root, streaming=True)
-        data.transform = name_samples
-        loader = StatefulDataLoader(data, batch_size=batch_size, num_workers=workers)
-        if state is not None:
-            loader.load_state_dict(state)
-        return loader
+    def make(kind, order, workers=0):
+        dataset = data[kind]
+        if kind == "stream":
+            dataset.order = order
+            return DataLoader(dataset, order.batch_size, num_workers=workers)
+        sampler = EndlessSampler(len(dataset), order)
+        return DataLoader(dataset, order.batch_size, sampler=sampler, num_workers=workers)
 
     return make
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_every_pass_of_a_stream_has_every_sample_once(stream_loader, workers):
-    """Workers pass from epoch to epoch at different times: none may push another one into the next epoch."""
-    per_worker = {0: [7], 2: [4, 3]}[workers]
-    passes = 4
-    loader = iter(stream_loader(workers, batch_size=1))
-    taken = [[] for _ in per_worker]
-    for i in range(passes * max(per_worker) * len(per_worker)):
-        [(sample, _)] = batches(loader, 1)[0]
-        taken[i % len(per_worker)].append(sample)
-    for epoch in range(passes):
-        seen = [s for part, n in zip(taken, per_worker, strict=True) for s in part[epoch * n : (epoch + 1) * n]]
-        assert len(set(seen)) == len(seen) == 7, f"pass {epoch}: {sorted(seen)}"
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize(("batch_size", "world_size", "rank"), [(1, 1, 0), (2, 1, 0), (3, 2, 1), (5, 3, 2)])
+def test_stream_and_draws_give_the_same_batches(loaders, workers, batch_size, world_size, rank):
+    """Same samples, same order, same augmentation seeds; 7 samples, so that batches cross the ends of passes."""
+    order = DrawOrder(42, batch_size, rank, world_size, start=3)
+    expected = batches(loaders("draws", order), 8)
+    assert batches(loaders("stream", order, workers), 8) == expected
+    for step, batch in enumerate(expected):
+        first = 3 + (step * world_size + rank) * batch_size
+        assert [seed for _, seed in batch] == [draw_seed(42, draw) for draw in range(first, first + batch_size)]
+
+
+@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 2), (2, 1), (2, 3), (3, 5)])
+def test_every_pass_of_a_stream_has_every_sample_once(loaders, workers, world_size, batch_size):
+    steps = -(-3 * NUM_SAMPLES // (world_size * batch_size))
+    parts = [
+        batches(loaders("stream", DrawOrder(42, batch_size, rank, world_size), workers), steps)
+        for rank in range(world_size)
+    ]
+    in_order = [sample for step in zip(*parts, strict=True) for batch in step for sample, _ in batch]
+    for first in range(0, 3 * NUM_SAMPLES, NUM_SAMPLES):
+        assert len(set(in_order[first : first + NUM_SAMPLES])) == NUM_SAMPLES
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
-def test_stream_resumes_anywhere(stream_loader, workers, batch_size):
-    """In the middle of a pass, right at its end (7 samples), and several passes later."""
-    total = 12
-    whole = batches(stream_loader(workers, batch_size), total)
-    assert len(whole) == total
+def test_stream_resumes_anywhere(loaders, workers, batch_size):
+    """In the middle of a pass, right at its end (7 samples), and several passes later; the start is all the state."""
+    whole = batches(loaders("stream", DrawOrder(42, batch_size), workers), 12)
     for stop in (1, 3, 4, 7, 8):
-        loader = stream_loader(workers, batch_size)
-        assert batches(interrupted := iter(loader), stop) == whole[:stop]
-        state = loader.state_dict()
-        del interrupted
-        assert batches(stream_loader(workers, batch_size, state), total - stop) == whole[stop:], f"stopped at {stop}"
+        order = DrawOrder(42, batch_size, start=stop * batch_size)
+        assert batches(loaders("stream", order, workers), 12 - stop) == whole[stop:], f"stopped at {stop}"
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_stream_resumes_again_and_again(stream_loader, workers):
-    """A state that is taken before every worker has delivered something since the last resume."""
-    whole = batches(stream_loader(workers), 7)
-    state, pieces = None, []
-    for _ in range(7):
-        loader = stream_loader(workers, state=state)
-        pieces += batches(loader_iterator := iter(loader), 1)
-        state = loader.state_dict()
-        del loader_iterator
-    assert pieces == whole
+def test_stream_starts_far_away_at_once(loaders):
+    [[(_, seed)]] = batches(loaders("stream", DrawOrder(42, 1, start=10**12)), 1)
+    assert seed == draw_seed(42, 10**12)
 
 
-def test_stream_with_more_workers_than_samples(stream_loader):
-    """A worker without samples ends; the others go on for ever."""
-    data = stream_loader(0).dataset
-    data.stream = data.stream.shard(4, 1)  # 2 of the 7 samples, for 3 workers
-    taken = [sample for [(sample, _)] in batches(StatefulDataLoader(data, batch_size=1, num_workers=3), 12)]
-    assert len(set(taken[:2])) == 2 and len(taken) == 12
-    assert len(set(taken)) > 2  # a pass has a new order, so these are not always the same two
+def test_stream_with_more_workers_than_samples(loaders):
+    order = DrawOrder(42, 3)
+    assert batches(loaders("stream", order, 9), 12) == batches(loaders("stream", order), 12)
 
 
-def test_stream_state_of_another_seed_is_refused(stream_loader, root):
-    loader = stream_loader(0)
-    batches(iter(loader), 1)
-    other = training_data(root, seed=1, streaming=True)
-    with pytest.raises(ValueError, match="seed was 42"):
-        other.load_state_dict(loader.dataset.state_dict())
+def test_augmented_batches_of_both_kinds_are_equal(root):
+    draws_, stream = training_data(root), training_data(root, streaming=True)
+    stream.order = DrawOrder(42, 2)
+    sampled = DataLoader(draws_, 2, sampler=EndlessSampler(7, DrawOrder(42, 2)))
+    for one, other in islice(zip(sampled, DataLoader(stream, 2, num_workers=2), strict=False), 5):
+        assert torch.equal(one["pixel_values"], other["pixel_values"])
+        assert torch.equal(one["labels"], other["labels"])
 
 
-def test_seed_of_a_streamed_sample_differs_between_passes(stream_loader):
-    pairs = [pair for batch in batches(stream_loader(0, 7), 3) for pair in batch]
-    assert len({seed for _, seed in pairs}) == 21
-    assert batches(stream_loader(0, 7), 3) == batches(stream_loader(0, 7), 3)
+def test_a_stream_wants_its_order(root):
+    stream = training_data(root, streaming=True)
+    with pytest.raises(ValueError, match="order is not set"):
+        next(iter(stream))
+    stream.order = DrawOrder(1, 2)
+    with pytest.raises(ValueError, match="has seed 1, the stream 42"):
+        next(iter(stream))
+
+
+# --- names
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_name_of_a_draw_is_that_of_its_sample(root, loaders, streaming):
+    data = training_data(root, streaming=streaming)
+    for draw, [(sample, _)] in enumerate(batches(loaders("draws", DrawOrder(42, 1)), 20)):
+        video, frame = sample.split("/")
+        assert data.name(draw) == f"video {video}, frame {frame}"
+
+
+def test_naming_opens_no_file(root, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    data = training_data(copy)
+    expected = [data.name(draw) for draw in range(7)]
+    shutil.rmtree(copy / "data")
+    assert [data.name(draw) for draw in range(7)] == expected and len(set(expected)) == 7

@@ -23,8 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset, NamedSplit
-from PIL import Image
-from PIL.ImageFile import ImageFile
+from PIL import Image, ImageFile
 
 from .labels import VSPW, ClassList
 from .stream import FrameStream
@@ -138,7 +137,7 @@ def list_images(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Stem to path of the images in a folder, by frame number; {} without a folder. Skips dotfiles and other files.
 
     Raises:
-        ValueError: two files share a stem.
+        ValueError: two files share a stem, or a name is not UTF-8.
     """
     if not folder.is_dir():
         return {}
@@ -146,6 +145,8 @@ def list_images(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     for path in folder.iterdir():
         if path.name.startswith(".") or path.suffix.lower() not in suffixes:
             continue
+        if not _is_text(path.name):
+            raise ValueError(f"{folder}: the file name {path.name!r} is not UTF-8; rename it")
         if path.stem in images:
             raise ValueError(f"{folder}: {images[path.stem].name} and {path.name} are one frame; keep one of them")
         images[path.stem] = path
@@ -154,13 +155,20 @@ def list_images(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return dict(sorted(images.items()))
 
 
+def _is_text(name: str) -> bool:
+    """Whether a file name can be written as UTF-8; Arrow tables and JSON take no other."""
+    return not any(0xD800 <= ord(character) <= 0xDFFF for character in name)
+
+
 # --- decoding: one file to one array
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Reads a frame as uint8 (H, W, 3) RGB. ValueError names the file when it is empty, truncated or no image."""
-    with open_image(path) as image, _naming(path):
-        return np.array(image.convert("RGB"))
+    """Reads a frame as uint8 (H, W, 3) RGB. ValueError names the file: empty, truncated, no image, above 8 bits."""
+    with open_image(path) as image:
+        check_frame_mode(path, image)
+        with naming_damage(path):
+            return np.array(image.convert("RGB"))
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -177,7 +185,7 @@ def open_mask(path: str | Path) -> Image.Image:
     """Opens and decodes a mask as the PIL image of its indices, mode L or P. Errors as `read_mask`."""
     with open_image(path) as image:
         _check_index_image(path, image)
-        with _naming(path):
+        with naming_damage(path):
             image.load()
         return image
 
@@ -186,28 +194,42 @@ class NotIndicesError(ValueError):
     """An intact image that cannot be a mask, because it does not store class indices."""
 
 
-def open_image(path: str | Path) -> ImageFile:
+def open_image(path: str | Path) -> ImageFile.ImageFile:
     """Opens an image file without decoding it; errors as `read_image`. Close it, or use it in a `with`."""
     if not os.path.isfile(path):  # also keeps us from waiting at a pipe for ever
         if os.path.lexists(path):
             raise ValueError(f"{path}: not a file; expected an image")
-        raise FileNotFoundError(f"{path}: no such file")
+        folder = os.path.dirname(path)
+        gone = "" if os.path.isdir(folder or ".") else "; its folder is gone too"
+        raise FileNotFoundError(f"{path}: no such file{gone}")
     if os.path.getsize(path) == 0:
         raise ValueError(f"{path}: empty file (0 bytes); expected an image")
-    with _naming(path):
+    with naming_damage(path):
         return Image.open(path)
 
 
 @contextmanager
-def _naming(path: str | Path) -> Iterator[None]:
-    """Turns PIL's many ways to report damage into a ValueError that names the file."""
+def naming_damage(path: str | Path) -> Iterator[None]:
+    """Turns PIL's many ways to report damage into a ValueError that names the file.
+
+    PIL can be told, for the whole process, to fill what is missing from a picture with grey. Not here.
+    """
+    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         yield
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be read as an image: {error}") from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
 
 
-def _check_index_image(path: str | Path, image: ImageFile) -> None:
+def check_frame_mode(path: str | Path, image: ImageFile.ImageFile) -> None:
+    """Raise for frames of 16 or 32 bits: PIL cuts them off at 255, which shows as white."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"{path}: {image.format} image of mode {image.mode}; a frame must have 8 bits per channel")
+
+
+def _check_index_image(path: str | Path, image: ImageFile.ImageFile) -> None:
     # PIL stretches 2- and 4-bit grey to 0..255, which would turn class 1 into 85 or 17; `tile` tells the stored depth
     stored = image.tile[0][3] if image.tile else image.mode
     stored = stored[0] if isinstance(stored, tuple) else stored
