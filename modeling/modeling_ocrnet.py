@@ -122,6 +122,10 @@ class OCRNetPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = []
 
+    def get_input_embeddings(self) -> Any:
+        """None: pixels have no table of embeddings. accelerate asks before it shards a model (FSDP2)."""
+        return None
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """The heads only: the backbone, a PreTrainedModel, initialises itself."""

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+
+from .sharded import whole
 
 
 def ema_step(
@@ -20,17 +23,28 @@ def ema_step(
 
 
 class EMA(AveragedModel):
-    """torch's AveragedModel with a decay that warms up.
+    """torch's AveragedModel with a decay that warms up, of whole tensors also when the model is sharded.
 
     Args:
-        model: the model to follow; its weights are copied.
+        model: the model to follow, not sharded yet; its weights are copied.
         decay: 0..1, the share of the average that stays at each step.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         # Without a device the counter would stay on the CPU, and be copied to the GPU once per tensor.
         device = next(model.parameters()).device
-        super().__init__(model, device=device, avg_fn=lambda a, c, n: ema_step(a, c, n, decay), use_buffers=True)
+        super().__init__(model, device=device, use_buffers=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Follow the model by one step. A sharded one (FSDP2) is gathered for it: every process must call this."""
+        averages = chain(self.module.parameters(), self.module.buffers())
+        first = bool(self.n_averaged == 0)
+        for average, current in zip(averages, chain(model.parameters(), model.buffers()), strict=True):
+            current = whole(current.detach()).to(average.device)
+            average.copy_(current if first else ema_step(average, current, self.n_averaged, self.decay))
+        self.n_averaged += 1
 
     @contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[None]:

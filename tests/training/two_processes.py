@@ -1,45 +1,194 @@
-"""Run by test_trainer.py under torchrun: a few steps in as many processes as there are."""
+"""Run by test_processes.py under torchrun: a few steps in as many processes as there are."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from safetensors.torch import save_file
-from tiny import FrozenNorms, losses, make_trainer, state_of, tiny_model
+from tiny import FrozenNorms, arguments, losses, make_trainer, state_of, tiny_model, training_data
+from torch import nn
+
+import vss_hf.training
+from vss_hf.modeling.image_processing_vss import VSSImageProcessor
+from vss_hf.training.sharded import is_sharded
+from vss_hf.training.trainer import VSSTrainer
 
 
-WEIGHTINGS = {"plain": None, "weighted": torch.tensor([0.5, 2.0, 7.0])}
+CONFIGS = Path(vss_hf.training.__file__).parent / "accelerate_configs"
+STEPS = 6
+EXACT = {  # cases in which one process and two must agree
+    "plain": {},
+    "weighted": {"class_weights": torch.tensor([0.5, 2.0, 7.0])},
+    "stream": {"streaming": True},
+}
+SETTINGS = dict(
+    max_steps=STEPS,
+    gradient_accumulation_steps=2,
+    optim="sgd",
+    learning_rate=0.1,
+    ema_decay=0.5,
+    eval_strategy="steps",
+    eval_steps=3,
+)
 
 
-def run(root: Path, output_dir: Path, batch_size: int, weighting: str):
-    """A trainer after a few steps, with `batch_size` samples per process."""
+class Recorder:
+    """A transform that notes which samples pass, and with which random numbers."""
+
+    def __init__(self, transform):
+        self.transform, self.seen = transform, []
+
+    def __call__(self, sample, seed):
+        self.seen.append((sample["video"], sample["index"], seed))
+        return self.transform(sample, seed)
+
+
+def run(root: Path, output_dir: Path, batch_size: int, case: str):
+    """(trainer after a few steps with `batch_size` samples per process, the samples that this process took)."""
+    data = training_data(root, streaming=EXACT[case].get("streaming", False))
+    data.transform = recorder = Recorder(data.transform)
     trainer = make_trainer(
         root,
         output_dir,
         model=tiny_model(root, FrozenNorms),
-        class_weights=WEIGHTINGS[weighting],
+        data=data,
+        class_weights=EXACT[case].get("class_weights"),
         per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=2,
-        optim="sgd",
-        learning_rate=0.1,
-        ema_decay=0.5,
+        **SETTINGS,
     )
     trainer.train()
+    return trainer, recorder.seen
+
+
+def report(trainer) -> dict:
+    """What a run logged."""
+    scores = [entry for entry in trainer.state.log_history if "eval_mean_iou" in entry]
+    timing = ("runtime", "per_second")
+    scores = [{k: v for k, v in entry.items() if not any(word in k for word in timing)} for entry in scores]
+    return {"world": trainer.args.world_size, "losses": losses(trainer), "scores": scores}
+
+
+def save_folder(trainer, folder: Path) -> dict:
+    """The model folder as a run writes it, and what its model gives for a fixed input. All processes must come."""
+    with trainer.averaged_weights() as model:
+        training = model.training
+        with torch.no_grad():
+            logits = model.eval()(torch.linspace(-2, 2, 3 * 32 * 48).reshape(1, 3, 32, 48)).logits
+        model.train(training)
+        if trainer.args.should_save:
+            model.save_pretrained(folder)
+            trainer.processing_class.save_pretrained(folder)
+            save_file({"logits": logits}, folder / "logits.safetensors")
+        return {"sharded": is_sharded(model), "class": type(model).__name__}
+
+
+# --- FSDP2
+
+
+def launched(config: str, *words: str):
+    """(arguments, environment) of `accelerate launch --config_file CONFIG ... train.py recipe.yaml`."""
+    launch = ["--config_file", str(CONFIGS / config), "--main_process_port", "0", *words, "train.py", "recipe.yaml"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(launch))
+    if args.multi_gpu or args.use_fsdp:
+        return args, prepare_multi_gpu_env(args)
+    return args, prepare_simple_launcher_cmd_env(args)[1]
+
+
+class ShardedTrainer(VSSTrainer):
+    """With FSDP2 on CPUs, where accelerate takes DDP without a word.
+
+    torch's FSDP2 does run there, and so does everything that accelerate and transformers do with it: this one switch
+    is set by hand.
+    """
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        # As AcceleratorState does where it finds GPUs.
+        state = self.accelerator.state
+        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        self.is_fsdp_enabled = True
+
+
+def sharded_run(root: Path, output_dir: Path, resume: str | None = None, **changes):
+    """A run with the settings of the shipped FSDP2 configuration."""
+    trainer = ShardedTrainer(
+        tiny_model(root, FrozenNorms),
+        arguments(output_dir, per_device_train_batch_size=2, **{**SETTINGS, **changes}),
+        train_dataset=training_data(root),
+        eval_data=(root, "val"),
+        processing_class=VSSImageProcessor(),
+    )
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
-def main(root: Path, out: Path, batch_size: int) -> None:
-    """Rank 0 writes losses, weights and average of both runs."""
-    for weighting in WEIGHTINGS:
-        trainer = run(root, out / "run", batch_size, weighting)
-        if trainer.args.process_index == 0:
-            save_file(state_of(trainer.unwrapped()), out / f"{weighting}.safetensors")
-            save_file(state_of(trainer.ema), out / f"{weighting}_ema.safetensors")
-            (out / f"{weighting}.json").write_text(json.dumps([trainer.args.world_size, losses(trainer)]))
-    trainer.accelerator.wait_for_everyone()  # a process that leaves while another still works can abort at exit
-    trainer.accelerator.end_training()
+def use_settings_of_fsdp() -> None:
+    """What accelerate tells its processes by the shipped configuration."""
+    _, environment = launched("fsdp2_8gpu.yaml")
+    os.environ.update({name: value for name, value in environment.items() if name.startswith("FSDP_")})
+
+
+# --- all in one start, because starting takes seconds
+
+
+def quick(root: Path, out: Path) -> dict:
+    """What one process must give as well, BatchNorm that learns, and a sharded model."""
+    found = {}
+    for case in EXACT:
+        trainer, seen = run(root, out / "run", 2, case)
+        found[case] = {**report(trainer), "seen": seen}
+        if trainer.args.should_save:
+            save_file(state_of(trainer.unwrapped()), out / f"{case}.safetensors")
+            save_file(state_of(trainer.ema), out / f"{case}_ema.safetensors")
+    # Every process has BatchNorm statistics of its own, and still all evaluate the model that is saved.
+    model = tiny_model(root)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.9  # statistics of the last few samples, which differ much
+    trainer = make_trainer(root, out / "run", model=model, per_device_train_batch_size=2, max_steps=8)
+    trainer.train()
+    own = {name: float(t.sum()) for name, t in trainer.unwrapped().state_dict().items() if "running_mean" in name}
+    found["batchnorm"] = {"metrics": trainer.evaluate(), "own": own, "saved": save_folder(trainer, out / "ddp_model")}
+    use_settings_of_fsdp()
+    trainer = sharded_run(root, out / "sharded")
+    shards = {name: list(p.to_local().shape) for name, p in trainer.model.named_parameters()}
+    found["sharded"] = {**report(trainer), "during": is_sharded(trainer.model), "shards": shards}
+    found["sharded"]["saved"] = save_folder(trainer, out / "sharded_model")
+    return found
+
+
+def more_sharded(root: Path, out: Path) -> dict:
+    """A sharded run resumed in the middle, and one without the average that ends with its best checkpoint."""
+    found = {}
+    use_settings_of_fsdp()
+    # torch cannot load the state of plain SGD there, because it has none.
+    saving = {"optim": "adamw_torch", "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 3}
+    for name, checkpoint in (("straight", None), ("resumed", str(out / "straight" / "checkpoint-3"))):
+        trainer = sharded_run(root, out / name, resume=checkpoint, **saving)
+        found[name] = {**report(trainer), "saved": save_folder(trainer, out / f"{name}_model")}
+    plain = {"ema_decay": 0.0, "save_strategy": "steps", "save_steps": 3, "load_best_model_at_end": True}
+    trainer = sharded_run(root, out / "without_average", **plain)
+    found["without average"] = {**report(trainer), "saved": save_folder(trainer, out / "sharded_plain_model")}
+    return found
+
+
+PARTS = {"quick": quick, "more_sharded": more_sharded}
+
+
+def main(part: str, root: Path, out: Path) -> None:
+    """Every process writes what it logged, the first one weights and folders too."""
+    found = PARTS[part](root, out)
+    (out / f"{os.environ['RANK']}.json").write_text(json.dumps(found))
+    PartialState().wait_for_everyone()  # a process that leaves while another still works can abort at exit
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

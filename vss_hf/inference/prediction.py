@@ -1,6 +1,6 @@
 """Prediction files: label PNGs, overlay videos, a submission archive, from whatever a user has."""
 
-import os
+import json
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from vss_hf.data.labels import palette_of
 from vss_hf.data.vspw import read_image, scan_split
+from vss_hf.files import replacing
+from vss_hf.metrics import sum_over_processes
 from vss_hf.video_io import VideoWriter, frame_rate, read_frames
 from vss_hf.visualize import overlay, save_label_png
 
+from .processes import check_same_everywhere, failing_together, gather_texts, is_first, own_share
 from .segmenter import VideoSegmenter
 
 
@@ -44,6 +48,10 @@ def predict(
 ) -> dict[str, Any]:
     """Label a video file, a folder of frames, one image, or the videos of a split of a VSPW root.
 
+    Where torch.distributed runs, all processes must call this, each with the same model and source: they share the
+    videos, write into one `out` (which all machines must see), and all get the result of one process. The first one
+    writes the archive.
+
     Args:
         segmenter: model and processor.
         source: what to label.
@@ -52,7 +60,8 @@ def predict(
         overlay_video: also write `<video>_overlay.mp4` (a JPEG for a single image).
         submission: also pack the PNGs into this zip as the VSPW server wants them
             (`result_submission/<video>/<frame>.png`).
-        progress: wraps the frames of each video (with their number and the video's name), e.g. for a progress bar.
+        progress: wraps the frames of each video of the first process (with their number and the video's name), e.g.
+            for a progress bar.
 
     Returns:
         {"videos": n, "frames": n, "files": [paths of overlays and archive],
@@ -60,34 +69,61 @@ def predict(
 
     Raises:
         FileNotFoundError: `source` does not exist or holds nothing to label.
+        ValueError: the processes see different videos.
         OSError: `out` cannot be written; what was written before stays.
+        OtherProcessFailed: another process raised; its message is repeated.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    palette = palette_of(segmenter.names)
-    counts = np.zeros(len(segmenter.names), dtype=np.int64)
-    written: list[Path] = []
-    files: list[Path] = []
-    videos = 0
-    for clip in clips_of(source, split):
-        videos += 1
-        frames = progress(clip.frames, clip.length, clip.name) if progress else clip.frames
-        (out / clip.name).mkdir(exist_ok=True)
-        with OverlayWriter(out, clip, palette) if overlay_video else nullcontext() as painter:
-            for name, frame in frames:
-                labels = segmenter.step(frame)
-                path = out / clip.name / f"{name}.png"
-                save_label_png(labels, path, palette)
-                written.append(path)
-                counts += np.bincount(labels.ravel(), minlength=len(counts))
-                if painter is not None:
-                    painter.add(frame, labels)
-        if painter is not None:
-            files.append(painter.path)
+    with failing_together():
+        out.mkdir(parents=True, exist_ok=True)
+        clips = list(clips_of(source, split))
+    check_same_everywhere("\n".join(f"{clip.name} {clip.length}" for clip in clips), str(source))
+    counts = torch.zeros(len(segmenter.names), dtype=torch.int64)
+    done: dict[int, dict[str, Any]] = {}  # by position, what was written for a video
+    with failing_together():
+        for position in own_share([clip.length or 1 for clip in clips]):
+            wrap = progress if is_first() else None
+            done[position] = label_clip(segmenter, clips[position], out, counts, overlay_video, wrap)
+    for text in gather_texts(json.dumps(list(done.items()))):
+        done.update(json.loads(text))
+    in_order = [done[position] for position in range(len(clips))]
+    written = [out / name for video in in_order for name in video["labels"]]
+    files = [out / video["overlay"] for video in in_order if video["overlay"]]
     if submission is not None:
-        files.append(write_submission(written, out, Path(submission)))
-    share = {name: float(c / counts.sum()) for name, c in zip(segmenter.names, counts, strict=True) if c}
-    return {"videos": videos, "frames": len(written), "files": [str(p) for p in files], "class_share": share}
+        with failing_together():
+            if is_first():
+                write_submission(written, out, Path(submission))
+        files.append(Path(submission))
+    counts = sum_over_processes(counts)
+    share = {name: c / int(counts.sum()) for name, c in zip(segmenter.names, counts.tolist(), strict=True) if c}
+    return {"videos": len(clips), "frames": len(written), "files": [str(p) for p in files], "class_share": share}
+
+
+def label_clip(
+    segmenter: VideoSegmenter,
+    clip: Clip,
+    out: Path,
+    counts: torch.Tensor,
+    overlay_video: bool,
+    progress: Callable[[Iterator, int | None, str], Iterator] | None,
+) -> dict[str, Any]:
+    """Label one video; adds its pixels per class to `counts`.
+
+    Returns:
+        {"labels": [label PNGs], "overlay": the painted video or None}, all relative to `out`.
+    """
+    palette = palette_of(segmenter.names)
+    labelled: list[str] = []
+    (out / clip.name).mkdir(exist_ok=True)
+    with OverlayWriter(out, clip, palette) if overlay_video else nullcontext() as painter:
+        for name, frame in progress(clip.frames, clip.length, clip.name) if progress else clip.frames:
+            labels = segmenter.step(frame)
+            save_label_png(labels, out / clip.name / f"{name}.png", palette)
+            labelled.append(f"{clip.name}/{name}.png")
+            counts += torch.from_numpy(np.bincount(labels.ravel(), minlength=len(counts)))
+            if painter is not None:
+                painter.add(frame, labels)
+    return {"labels": labelled, "overlay": painter.path.name if painter is not None else None}
 
 
 def clips_of(source: str | Path, split: str) -> Iterator[Clip]:
@@ -139,21 +175,17 @@ class OverlayWriter:
         self.writer.write(painted)
 
     def __exit__(self, error_type, error, traceback) -> None:
-        if self.writer is not None and error_type is not None:
-            self.writer.discard()
-        elif self.writer is not None:
-            self.writer.close()
+        if self.writer is not None:
+            self.writer.__exit__(error_type, error, traceback)
             self.path = self.writer.path
         elif self.first is not None and error_type is None:
             self.path = Path(f"{self.base}.jpg")
-            Image.fromarray(self.first).save(self.path, quality=92)
+            with replacing(self.path) as partial:
+                Image.fromarray(self.first).save(partial, format="JPEG", quality=92)
 
 
-def write_submission(files: list[Path], out: Path, archive: Path) -> Path:
+def write_submission(files: list[Path], out: Path, archive: Path) -> None:
     """Pack label PNGs for the VSPW server; the archive appears under its name only when it is whole."""
-    partial = archive.with_name(archive.name + ".part")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as zipped:
+    with replacing(archive) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as zipped:
         for path in files:
             zipped.write(path, Path("result_submission") / path.relative_to(out))
-    os.replace(partial, archive)
-    return archive

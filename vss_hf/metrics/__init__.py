@@ -5,6 +5,7 @@
 
 from pathlib import Path
 
+from ._tensors import sum_over_processes
 from .confusion import ConfusionMatrix
 from .video_consistency import VideoConsistency
 
@@ -12,4 +13,4 @@ from .video_consistency import VideoConsistency
 MEAN_IOU = Path(__file__).resolve().parent / "mean_iou"
 VIDEO_CONSISTENCY = Path(__file__).resolve().parent / "video_consistency_metric"
 
-__all__ = ["MEAN_IOU", "VIDEO_CONSISTENCY", "ConfusionMatrix", "VideoConsistency"]
+__all__ = ["MEAN_IOU", "VIDEO_CONSISTENCY", "ConfusionMatrix", "VideoConsistency", "sum_over_processes"]

@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from ._tensors import as_label_map, sum_over_processes
+from ._tensors import as_label_map, equals, sum_over_processes
 
 
 PROTOCOLS = ("vspw-official", "paper", "dvis-legacy")
@@ -97,10 +97,25 @@ class VideoConsistency:
         self._videos += self._frames > 0
         self._forget_video()
 
+    @property
+    def totals(self) -> torch.Tensor:
+        """The windows so far: sum of their values, number scored, number dropped; float64 (len(num_frames), 3)."""
+        return self._totals.clone()
+
+    def add_totals(self, totals: torch.Tensor) -> None:
+        """Adds the `totals` of one video that was counted elsewhere.
+
+        Sums of floats depend on the order in their last bits: added video by video, in the order of the data set, the
+        result does not depend on who counted which video.
+        """
+        self._totals += totals
+        self._videos += 1
+
     def reduce(self) -> None:
         """Replaces the sums by those over all processes, in every process. Call it once, after the last `end_video`.
 
-        Does nothing when torch.distributed is not initialised. Each video must be seen by one process only.
+        Does nothing when torch.distributed is not initialised. Each video must be seen by one process only. The last
+        bits depend on the number of processes (`add_totals` avoids that).
         """
         local = torch.cat((self._totals.flatten(), torch.tensor([self._videos], dtype=torch.float64)))
         summed = sum_over_processes(local)
@@ -171,7 +186,7 @@ class VideoConsistency:
         for n in complete:
             constant = self._reference_run >= n  # (H, W)
             if self.protocol == "paper":
-                constant &= self._reference != self.ignore_index
+                constant &= ~equals(self._reference, self.ignore_index)
             steady = constant & (self._prediction_run >= n)
             pixels += [steady.count_nonzero(), constant.count_nonzero()]
         pixels = torch.stack(pixels).tolist()  # one transfer for all windows
