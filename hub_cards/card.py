@@ -18,14 +18,18 @@ import jinja2
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
 
-from .eval_results import HUB_ID, METRICS, model_index, scored, slug, write_text
+from vss_hf.files import write_text
+
+from .eval_results import HUB_ID, METRICS, model_index, scored, slug
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 KEEP_OPEN, KEEP_CLOSE = "<!-- vss_hf: keep -->", "<!-- /vss_hf: keep -->"
 KEPT = re.compile(rf"{re.escape(KEEP_OPEN)}\n?(.*?)\n?{re.escape(KEEP_CLOSE)}", re.DOTALL)
-STAMP = re.compile(r"\n*<!-- vss_hf: card ([0-9a-f]{16}) -->\n*\Z")
+# The end of a card: its fingerprint, and the options that it was written with.
+STAMP = re.compile(r"\n*<!-- vss_hf: card ([0-9a-f]{16})(?: (\{.*\}))? -->\n*\Z")
 
 # Recipe fields worth a row of the summary, by their last name.
 SUMMARY_FIELDS = (
@@ -34,6 +38,11 @@ SUMMARY_FIELDS = (
     "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "class_weighting", "ema_decay",
     "bf16", "fp16", "seed",
 )  # fmt: skip
+# Of what kind the entries are that the card reads, where there are any.
+CONFIG_KINDS = {"model_type": str, "id2label": dict, "backbone_config": dict, "in_indices": list}
+BACKBONE_KINDS = {"model_type": str, "backbone": str, "depths": list, "out_features": list, "patch_size": int}
+RUN_KINDS = {"dataset": str, "split": str, "train_split": str, "hardware": str, "versions": dict, "date": str}
+KIND_WORDS = {str: "text", dict: "names with values", list: "a list", int: "a whole number"}
 LOCAL_FOLDERS = (".", "..", "data", "datasets", "runs", "out", "outputs", "models", "checkpoints")
 SECRET_NAME = re.compile(r"(^|_)(token|password|passwd|secret|credentials?|(api|access|private)_?key)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"\b(hf|sk|ghp|github_pat)_[A-Za-z0-9_]{16,}")
@@ -91,15 +100,35 @@ def write_card(folder: str | Path, **overrides: Any) -> Path:
             refuse.
     """
     path = Path(folder) / "README.md"
-    old = path.read_text(encoding="utf-8").replace("\r\n", "\n") if path.is_file() else None
-    notes = "\n\n".join(KEPT.findall(old)).strip() if old else ""
-    text = render_card(folder, notes=notes, **overrides)
+    old = _old_card(path)
+    text = render_card(folder, notes=_kept(old) if old else "", **overrides)
     if old is not None and old != text and not _is_ours(old):
         backup = _free_name(path)
         write_text(backup, old)
         warnings.warn(f"{path} was not as vss_hf wrote it: the old text is kept in {backup.name}", stacklevel=2)
     write_text(path, text)
     return path
+
+
+def card_for_repo(folder: str | Path, repo_id: str) -> str | None:
+    """The text of a folder's card for its place on the Hub; nothing is written.
+
+    Args:
+        folder: as in `write_card`.
+        repo_id: "owner/name" on the Hub.
+
+    Returns:
+        The card with that repository in title and code, the options that it was written with before, and the kept
+        text; None if README.md was edited elsewhere, or written by something else: then it stays as it is.
+    """
+    old = _old_card(Path(folder) / "README.md")
+    if old is None:
+        return render_card(folder, repo_id=repo_id)
+    if not _is_ours(old):
+        return None
+    stamp = STAMP.search(old)
+    options = json.loads(stamp.group(2) or "{}") if stamp else {}
+    return render_card(folder, repo_id=repo_id, notes=_kept(old), **options)
 
 
 def render_card(
@@ -139,12 +168,16 @@ def render_card(
     config = _read(folder / "config.json")
     if config is None:
         raise FileNotFoundError(f"no config.json in {folder}: expected a model folder, as save_pretrained writes it")
+    _check_kinds(config, CONFIG_KINDS, folder / "config.json")
+    _check_kinds(config.get("backbone_config") or {}, BACKBONE_KINDS, f"{folder / 'config.json'}: backbone_config")
     results = _read_results(folder / "eval_results.json")
     trained = scrub(_read(folder / "train_results.json") or {})
+    _check_kinds(trained, RUN_KINDS, folder / "train_results.json")
     recipe = scrub(_read(folder / "training_recipe.yaml") or {})
     flat = _flatten(recipe)
 
     name = repo_id or folder.resolve().name
+    given_title = title
     title = title or (name.split("/")[-1] if name != "model" else folder.resolve().parent.name)  # <output_dir>/model
     training_data = trained.get("dataset") or flat.get("data.root")
     training_data = _dataset_label(str(training_data)) if training_data else None
@@ -195,7 +228,11 @@ def render_card(
         **(_results_context(results) if results else {}),
     )
     ModelCard(card)  # the head must be what huggingface_hub can read back
-    return f"{card.rstrip()}\n\n<!-- vss_hf: card {_digest(card)} -->\n"
+    options = dict(
+        license=license, license_name=license_name, license_link=license_link, dataset_id=dataset_id,
+        base_model=base_model, title=given_title, description=description,
+    )  # fmt: skip
+    return f"{card.rstrip()}\n\n{_stamp(card, options)}\n"
 
 
 # --- what goes into the text
@@ -263,11 +300,11 @@ def _architecture(config: Mapping[str, Any], folder: Path) -> list[str]:
 def _strides(config: Mapping[str, Any]) -> list[int]:
     """Strides of the maps that the head reads; empty where the configuration alone does not tell."""
     backbone = config.get("backbone_config") or {}
-    stages = [int(name[5:]) for name in backbone.get("out_features") or [] if re.fullmatch(r"stage[1-9]", name)]
+    stages = [int(name[5:]) for name in backbone.get("out_features") or [] if re.fullmatch(r"stage[1-9]", str(name))]
     indices = config.get("in_indices") or []
     if backbone.get("model_type") not in ("swin", "swinv2", "convnext", "convnextv2"):
         return []
-    if not stages or not indices or max(indices) >= len(stages):
+    if not stages or not indices or not all(type(i) is int and 0 <= i < len(stages) for i in indices):
         return []
     return [backbone.get("patch_size", 4) * 2 ** (stages[index] - 1) for index in indices]
 
@@ -279,12 +316,15 @@ def count_parameters(folder: str | Path) -> int:
     """
     total = 0
     for file in sorted(Path(folder).glob("*.safetensors")):
-        with open(file, "rb") as stream:  # the format: length of the header as 8 bytes, then the header as JSON
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        header.pop("__metadata__", None)
-        for name, tensor in header.items():
-            is_state = name.endswith(("running_mean", "running_var")) or tensor["dtype"].startswith(("I", "U", "BOOL"))
-            total += 0 if is_state else math.prod(tensor["shape"])
+        try:
+            with safe_open(file, framework="np") as weights:
+                tensors = {name: weights.get_slice(name) for name in weights.keys()}
+                kinds = {name: (tensor.get_dtype(), tensor.get_shape()) for name, tensor in tensors.items()}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is damaged ({error}); copy or save it again") from error
+        for name, (dtype, shape) in kinds.items():
+            is_state = name.endswith(("running_mean", "running_var")) or dtype.startswith(("I", "U", "BOOL"))
+            total += 0 if is_state else math.prod(shape)
     return total
 
 
@@ -396,11 +436,21 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        scrub(content)  # fails on a YAML value that contains itself
+    except (ValueError, yaml.YAMLError, RecursionError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML checks little before it converts: `!!int ''`, `!!bool maybe`
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}: expected a mapping of names to values")
     return content
+
+
+def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type], place: str | Path) -> None:
+    """Raise for an entry that is there and of another kind than the card reads."""
+    for key, kind in kinds.items():
+        value = values.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{place}: {key} is {str(value)[:80]!r}, expected {KIND_WORDS[kind]}")
 
 
 def _read_results(path: Path) -> dict[str, Any] | None:
@@ -408,6 +458,7 @@ def _read_results(path: Path) -> dict[str, Any] | None:
     results = scrub(_read(path))
     if results is None:
         return None
+    _check_kinds(results, RUN_KINDS, path)
     keys = ("protocol", "vc_protocol", "split", "videos", "frames", "frames_per_second", "hardware", "versions")
     results = {**dict.fromkeys(keys), **results}
     for key in ("per_class_iou", "vc_clips"):
@@ -445,16 +496,36 @@ def _template() -> jinja2.Template:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
-def _digest(card: str) -> str:
+def _old_card(path: Path) -> str | None:
+    """The card that is there; None if there is none."""
+    try:
+        return path.read_text(encoding="utf-8").replace("\r\n", "\n") if path.is_file() else None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error}); remove it, or save it as UTF-8") from error
+
+
+def _kept(card: str) -> str:
+    """The text between the "keep" markers."""
+    return "\n\n".join(KEPT.findall(card)).strip()
+
+
+def _digest(card: str, options: str = "") -> str:
     """Fingerprint of a card without its stamp and its kept text."""
     generated = KEPT.sub(KEEP_OPEN + KEEP_CLOSE, STAMP.sub("", card)).rstrip()
-    return hashlib.sha256(generated.encode()).hexdigest()[:16]
+    return hashlib.sha256((generated + options).encode()).hexdigest()[:16]
+
+
+def _stamp(card: str, options: Mapping[str, Any]) -> str:
+    """The last line of a card: its fingerprint, and the options that were given, for `card_for_repo`."""
+    given = {key: value for key, value in options.items() if value is not None}
+    text = json.dumps(given, sort_keys=True).replace(">", "\\u003e") if given else ""  # ">" could end the comment
+    return f"<!-- vss_hf: card {_digest(card, text)}{text and ' ' + text} -->"
 
 
 def _is_ours(card: str) -> bool:
     """Whether nothing but the kept text was changed since this module wrote the card."""
     stamp = STAMP.search(card)
-    return stamp is not None and stamp.group(1) == _digest(card)
+    return stamp is not None and stamp.group(1) == _digest(card, stamp.group(2) or "")
 
 
 def _free_name(path: Path) -> Path:

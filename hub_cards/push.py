@@ -1,0 +1,497 @@
+"""Pushes a model folder to the Hub: in one commit, private unless told otherwise, and only what changed.
+
+The commit is the last step, so a push that fails leaves the repository as it was; large files that had arrived by then
+are kept by the Hub and not sent again. The local folder is never written before the push has succeeded.
+"""
+
+import hashlib
+import json
+import shlex
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # of httpx or httpx2, whichever the client is built on
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
+
+from vss_hf.files import write_text
+
+from .card import card_for_repo
+from .checks import ACCESS_TOKEN, INDEX, WEIGHTS, check_folder
+
+
+TRIES = 6  # of every request; the client does as many of those that it repeats by itself
+LONGEST_WAIT = 300  # seconds; when a server asks for more, we give up and say so
+MAY_PASS = (408, 429, 500, 502, 503, 504)
+Result = TypeVar("Result")
+
+
+class PushError(OSError):
+    """A push that did not succeed.
+
+    Args:
+        message: what happened, what is missing in the repository, and how to go on.
+        what: what happened, alone.
+    """
+
+    def __init__(self, message: str, what: str):
+        super().__init__(message)
+        self.what = what
+
+
+class Refused(ValueError):
+    """A push that must not be done as asked; the message is the reason."""
+
+
+@dataclass
+class PushResult:
+    """What a push came to.
+
+    Args:
+        repo_url: the repository.
+        commit_url: the commit with the folder's files; an older one if nothing had changed.
+        pr_url: the pull request, if one was asked for and there was something to propose.
+        sent: paths of the files that were new or changed.
+        sent_bytes: their size.
+        removed: older weights that the commit took away, because a reader would load them instead of the new ones.
+        unchanged: how many files were in the repository already.
+        left_out: paths in the folder that are of no use to others and stayed there.
+    """
+
+    repo_url: str
+    commit_url: str = ""
+    pr_url: str | None = None
+    sent: list[str] = field(default_factory=list)
+    sent_bytes: int = 0
+    removed: list[str] = field(default_factory=list)
+    unchanged: int = 0
+    left_out: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The result for people."""
+        lines = [self.repo_url]
+        if self.sent or self.removed:
+            files = "1 file" if len(self.sent) == 1 else f"{len(self.sent)} files"
+            same = f", {self.unchanged} unchanged" if self.unchanged else ""
+            lines.append(f"{self.commit_url}: {files} sent ({size(self.sent_bytes)}){same}")
+        else:
+            lines.append(f"{self.commit_url}: nothing changed, nothing sent")
+        lines += [f"removed: {', '.join(self.removed)}"] if self.removed else []
+        lines += [f"pull request: {self.pr_url}"] if self.pr_url else []
+        return lines + ([f"left out: {', '.join(self.left_out)}"] if self.left_out else [])
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    token: str | None = None,
+    also: Mapping[str, Path] | None = None,
+) -> PushResult:
+    """Push everything a model folder holds: weights, configuration, processor, recipe, results, pictures, card.
+
+    The card gets the repository's name, as long as vss_hf wrote it; one that was edited by hand goes up as it is.
+
+    Args:
+        folder: the model folder.
+        repo_id: "owner/name", or a name in your own account.
+        private: whether a new repository is private. True refuses to push to one that is public.
+        revision: branch to push to, made from the main one if it does not exist; default: the main one.
+        create_pr: open a pull request against the main branch instead of pushing to it.
+        commit_message: default: "Upload <name of the repository>".
+        token: with write access; default: the one of `hf auth login` or HF_TOKEN.
+        also: files from elsewhere by their path in the repository, which are not looked into: a run's checkpoint.
+
+    Returns:
+        Where it is now, and what was sent.
+
+    Raises:
+        FileNotFoundError: the folder is not a whole model folder.
+        ValueError: a file must not go up, or the options are wrong.
+        PushError: the Hub, or the way to it, did not let the push through.
+    """
+    folder = Path(folder)
+    files, left_out = check_folder(folder)
+    readme = folder / "README.md"
+    before = readme.read_bytes() if readme.is_file() else None
+    contents: dict[str, Path | bytes] = {**files, **(also or {})}
+    with Push(repo_id, revision, create_pr, token, folder) as push:
+        push.find_name()
+        card = card_for_repo(folder, push.repo_id)
+        if card is None:
+            warnings.warn(
+                f"{readme} was edited by hand: it is pushed as it is and may not name {push.repo_id}", stacklevel=2
+            )
+        else:
+            contents["README.md"] = card.encode()
+        push.message = commit_message
+        push.prepare(private)
+        result = push.send(contents, commit_message or f"Upload {push.repo_id.split('/')[-1]}")
+    # Only now, so that a failed push changes nothing here; and not over what somebody wrote meanwhile.
+    if card is not None and card.encode() != before and before == (readme.read_bytes() if readme.is_file() else None):
+        write_text(readme, card)
+    result.left_out = left_out
+    return result
+
+
+def prepare_repo(repo_id: str, *, private: bool = True, revision: str | None = None, token: str | None = None) -> str:
+    """Make sure, before hours of work, that a repository and branch are there and may be written to.
+
+    Args:
+        repo_id, private, revision, token: as in `push_folder`.
+
+    Returns:
+        The repository's full name, "owner/name".
+
+    Raises:
+        PushError: as `push_folder`.
+    """
+    with Push(repo_id, revision, False, token) as push:
+        push.find_name()
+        push.prepare(private)
+    return push.repo_id
+
+
+class Push:
+    """One push on its way. As a context it turns what goes wrong into a `PushError` that says how far it got.
+
+    Args:
+        repo_id, revision, create_pr, token: as in `push_folder`.
+        folder: for the message; None: nothing is to be sent.
+    """
+
+    def __init__(
+        self, repo_id: str, revision: str | None, create_pr: bool, token: str | None, folder: Path | None = None
+    ):
+        if create_pr and revision not in (None, "main"):
+            raise ValueError(f"--create-pr with --revision {revision}: a pull request is made against main; give one")
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError as error:
+            raise ValueError(f"repo id {repo_id!r}: expected owner/name on the Hub ({error})") from error
+        self.repo_id, self.revision, self.create_pr, self.folder = repo_id, revision, create_pr, folder
+        self.private, self.message = True, cast("str | None", None)  # for the command to go on with
+        self.token = token or get_token()
+        self.api = HfApi(token=self.token)
+        self.step = "looking for the repository"
+        self.tries = 0
+        self.reached = False  # whether the Hub has answered at all
+        self.missing: dict[str, int] = {}  # files that the repository does not hold yet, with their bytes
+        self.arrived: list[str] = []  # of these, the weights that the Hub has received
+        self.digests: dict[tuple[str, bool], str] = {}
+
+    def __enter__(self) -> "Push":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        # RuntimeError: how the client reports a large file that could not be sent.
+        if isinstance(error, (HTTPError, OSError, RuntimeError, ValueError)):
+            what = self.clean(f"{self.step}: {self.reason(error)}")
+            raise PushError(self.clean(self.explain(what)), what) from error
+
+    # --- steps
+
+    def find_name(self) -> None:
+        """Complete a name without its owner."""
+        if constants.HF_HUB_OFFLINE:
+            raise OfflineModeIsEnabled
+        if self.token is None:
+            raise Refused("there is no token; log in with `hf auth login`, or set HF_TOKEN")
+        if "/" not in self.repo_id:
+            self.repo_id = f"{self.patiently(lambda: self.api.whoami())['name']}/{self.repo_id}"
+
+    def prepare(self, private: bool) -> None:
+        """Make the repository and the branch if they do not exist."""
+        self.private = private
+        info = self.patiently(self.look_up)
+        if info is None and self.create_pr:
+            raise Refused("it does not exist, or the token may not see it; a pull request needs a repository")
+        if info is None:
+            self.step = "making the repository"
+            self.patiently(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
+        elif private and info.private is False:
+            raise Refused(
+                "it is public, and the push was to be private; allow it with --public (in training: "
+                "--hub_private_repo false), or make the repository private in its settings"
+            )
+        branch = self.revision
+        if branch is not None and branch != "main" and not branch.startswith("refs/"):
+            self.step = f"making branch {branch}"
+            self.patiently(lambda: self.api.create_branch(self.repo_id, branch=branch, exist_ok=True))
+
+    def look_up(self) -> Any:
+        """What the Hub knows of the repository; None: nothing."""
+        try:
+            return self.api.model_info(self.repo_id)
+        except RepositoryNotFoundError as error:
+            if error.response.status_code == 401:
+                raise
+            return None
+
+    def send(self, contents: Mapping[str, Path | bytes], message: str) -> PushResult:
+        """Send what differs, commit it, and see whether all of it is there.
+
+        Args:
+            contents: a file, or its bytes, by path in the repository.
+            message: of the commit.
+        """
+        self.step = "listing the files there"
+        there = self.all_files()
+        changed = self.differing(contents, there)
+        old = [name for name in there if name not in contents and is_weights(name)]
+        result = PushResult(f"{self.api.endpoint}/{self.repo_id}", sent=changed, removed=old)
+        result.unchanged = len(contents) - len(changed)
+        if not changed and not old:
+            info = self.patiently(lambda: self.api.model_info(self.repo_id, revision=self.revision or "main"))
+            result.commit_url = self.commit_url(info.sha)
+            return result
+        self.missing = {name: length(contents[name]) for name in changed}
+        result.sent_bytes = sum(self.missing.values())
+        operations = {
+            name: CommitOperationAdd(path_in_repo=name, path_or_fileobj=contents[name]) for name in changed
+        }
+        self.upload(operations)
+        self.step = "committing"
+        deletions = [CommitOperationDelete(path_in_repo=name, is_folder=False) for name in old]
+        oid = self.commit([*deletions, *operations.values()], contents, message, result)
+        self.step = "looking whether all arrived"
+        absent = self.patiently(lambda: self.differing(contents, self.files_there(contents, oid)))
+        self.missing = {name: length(contents[name]) for name in absent}
+        if absent:
+            raise Refused("the commit does not hold all files: a .gitignore there, or a file that changed meanwhile")
+        return result
+
+    def upload(self, operations: Mapping[str, CommitOperationAdd]) -> None:
+        """Send the large files; weights one by one, so that it is known which of them have arrived."""
+        weights = [name for name in operations if name.endswith(".safetensors")]
+        others = [name for name in operations if name not in weights]
+        for names in ([others] if others else []) + [[name] for name in weights]:
+            self.step = f"sending {names[0]}" if len(names) == 1 else f"sending {len(names)} smaller files"
+            self.tries = TRIES  # the client repeats these requests by itself
+            self.api.preupload_lfs_files(
+                self.repo_id,
+                additions=[operations[name] for name in names],
+                revision=self.revision,
+                create_pr=self.create_pr,
+                free_memory=False,
+            )
+            self.arrived += [name for name in names if name in weights]
+
+    def commit(self, operations: list, contents: Mapping[str, Path | bytes], message: str, result: PushResult) -> str:
+        """Make the commit and return its id. If only the answer was lost, it is found and not made twice."""
+
+        def make() -> str:
+            info = self.api.create_commit(
+                self.repo_id,
+                operations=operations,
+                commit_message=message,
+                revision=self.revision,
+                create_pr=self.create_pr,
+            )
+            result.commit_url, result.pr_url = info.commit_url, info.pr_url
+            return info.oid
+
+        def find() -> str | None:
+            head = self.api.model_info(self.repo_id, revision=self.revision or "main").sha
+            if head is None or self.differing(contents, self.files_there(contents, head)):
+                return None
+            result.commit_url = self.commit_url(head)
+            return head
+
+        return self.patiently(make, None if self.create_pr else find)
+
+    # --- what is there
+
+    def all_files(self) -> dict[str, RepoFile]:
+        """All files of the branch by path."""
+        self.tries = TRIES  # the client repeats these requests by itself
+        entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=self.revision)
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def files_there(self, names: Iterable[str], revision: str) -> dict[str, RepoFile]:
+        """Those of the named files that there are, by path."""
+        entries = self.api.get_paths_info(self.repo_id, list(names), revision=revision)
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def differing(self, contents: Mapping[str, Path | bytes], there: Mapping[str, RepoFile]) -> list[str]:
+        """Paths that the repository does not hold, or holds with another content."""
+        return [name for name in contents if name not in there or not self.same(name, contents[name], there[name])]
+
+    def same(self, name: str, content: Path | bytes, remote: RepoFile) -> bool:
+        """Whether a file of the repository has this content, by its checksum."""
+        if remote.size != length(content):
+            return False
+        large = remote.lfs is not None
+        if (name, large) not in self.digests:
+            self.digests[name, large] = digest(content, large)
+        return self.digests[name, large] == (remote.lfs.sha256 if remote.lfs is not None else remote.blob_id)
+
+    def commit_url(self, oid: str | None) -> str:
+        """Where a commit can be looked at."""
+        return f"{self.api.endpoint}/{self.repo_id}/commit/{oid}"
+
+    # --- when it does not work
+
+    def patiently(self, request: Callable[[], Result], find: Callable[[], Result | None] | None = None) -> Result:
+        """Repeat a request while the trouble may pass.
+
+        Args:
+            request: what to do.
+            find: looks whether a request without an answer was carried out all the same, and gives its result. None:
+                that cannot be seen, so a commit is only repeated if the Hub refused it.
+        """
+        repeatable = find is not None or self.step != "committing"
+        unanswered = False
+        self.tries = 0
+        while True:
+            self.tries += 1
+            try:
+                result = find() if find is not None and unanswered else None
+                result = request() if result is None else result
+            except (HTTPError, json.JSONDecodeError) as error:  # the second: an answer that is not the Hub's
+                wait = self.wait_after(error, repeatable)
+                if wait is None or self.tries == TRIES:
+                    raise
+            else:
+                self.reached = True
+                return result
+            unanswered = True
+            time.sleep(wait)
+
+    def wait_after(self, error: Exception, repeatable: bool) -> float | None:
+        """Seconds to wait before the next try; None: trying again is no use."""
+        backoff = min(8.0, 2.0 ** (self.tries - 1))
+        if not isinstance(error, HfHubHTTPError):
+            # Nobody is there at all: better to say so at once.
+            nobody = not self.reached and type(error).__name__ == "ConnectError"
+            return None if nobody or not repeatable else backoff
+        status = error.response.status_code
+        if status not in MAY_PASS or (status != 429 and not repeatable):
+            return None
+        wait = max(backoff, asked_to_wait(error))
+        return wait if wait <= LONGEST_WAIT else None
+
+    def explain(self, what: str) -> str:
+        """What happened, what is missing there, how to go on."""
+        where = self.repo_id + (f" ({self.revision})" if self.revision else "")
+        if self.folder is None:
+            return f"{where} is not ready for pushing, {what}"
+        if self.missing:
+            names = sorted(self.missing, key=lambda name: -self.missing[name])
+            listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            there = f"Not in the repository yet: {listed} ({size(sum(self.missing.values()))})"
+        else:
+            there = "Nothing was sent"
+        arrived = [name for name in self.arrived if name in self.missing]
+        there += f"; received and not to be sent again: {', '.join(arrived)}" if arrived else ""
+        if self.create_pr and self.step == "committing":
+            there += f"; see {self.api.endpoint}/{self.repo_id}/discussions first, the pull request may be there"
+        command = ["vss-hf", "push", str(self.folder), self.repo_id]
+        command += ["--revision", self.revision] if self.revision else []
+        command += ["--create-pr"] if self.create_pr else []
+        command += [] if self.private else ["--public"]
+        command += ["--message", self.message] if self.message else []
+        return (
+            f"{self.folder} was not pushed to {where}, {what}. {there}. The folder is as it was; to go on: "
+            f"{shlex.join(command)}"
+        )
+
+    def clean(self, text: str) -> str:
+        """On one line, and without the token, even if the server repeated it."""
+        text = text.replace(self.token, "(left out)") if self.token else text
+        return " ".join(ACCESS_TOKEN.sub("(left out)", text).split())
+
+    def reason(self, error: BaseException) -> str:
+        """What went wrong, in words for people."""
+        while not isinstance(error, (HTTPError, OfflineModeIsEnabled, Refused)) and error.__cause__ is not None:
+            error = error.__cause__
+        after = f" after {self.tries} tries" if self.tries > 1 else ""
+        if isinstance(error, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set; unset it to push"
+        if isinstance(error, HfHubHTTPError):
+            return self.answer(error, after)
+        if type(error).__name__ == "ConnectError":
+            return f"{self.api.endpoint} cannot be reached{after}; is the network up, and HF_ENDPOINT right? ({error})"
+        if isinstance(error, HTTPError):
+            return f"the connection broke{after} ({error or type(error).__name__})"
+        if isinstance(error, json.JSONDecodeError):
+            return f"{self.api.endpoint} gave an answer{after} that is not the Hub's ({error})"
+        return str(error) or type(error).__name__
+
+    def answer(self, error: HfHubHTTPError, after: str) -> str:
+        """An HTTP status in words."""
+        status = error.response.status_code
+        after = after if status in MAY_PASS else ""
+        said = f" ({error.server_message})" if error.server_message else ""
+        if status == 401:
+            return f"the Hub does not accept the token (401); log in with `hf auth login`, or set HF_TOKEN{said}"
+        if status == 403:
+            alone = self.create_pr or self.step == "making the repository"
+            instead = "" if alone else ", or propose the change with --create-pr"
+            owner = self.repo_id.split("/")[0]
+            return f"no right to do that (403){said}; the token needs write access to {owner}{instead}"
+        if status == 429:
+            wait = asked_to_wait(error)
+            return f"too many requests (429){after}{f'; the Hub asks to wait {wait:.0f} s' if wait else ''}"
+        if status >= 500:
+            return f"the Hub answered {status}{after}{said}"
+        return f"the Hub refused it ({status}){said}"
+
+
+def asked_to_wait(error: HfHubHTTPError) -> float:
+    """Seconds that the answer asks to wait; 0 if it does not say."""
+    headers = error.response.headers
+    limit = parse_ratelimit_headers(headers)
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds
+    value = headers.get("Retry-After", "")
+    return float(value) if value.isdigit() else 0.0
+
+
+def is_weights(name: str) -> bool:
+    """Whether from_pretrained could take a file of the repository for the model's weights, or a part of them."""
+    shard = name.startswith("model-") and name.endswith(".safetensors")
+    return "/" not in name and (shard or name in (WEIGHTS, INDEX))
+
+
+def digest(content: Path | bytes, large: bool) -> str:
+    """The checksum by which the Hub knows a file: SHA-256 of a large one, git's SHA-1 of a small one."""
+    sha = hashlib.sha256() if large else hashlib.sha1(f"blob {length(content)}\0".encode())
+    if isinstance(content, bytes):
+        sha.update(content)
+    else:
+        with open(content, "rb") as file:
+            while block := file.read(1 << 20):
+                sha.update(block)
+    return sha.hexdigest()
+
+
+def length(content: Path | bytes) -> int:
+    """Bytes of a file or a text."""
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def size(number: int) -> str:
+    """Bytes for people."""
+    if number < 1000:
+        return f"{number} bytes"
+    amount, unit = number / 1000, "kB"
+    for larger in ("MB", "GB"):
+        if amount >= 1000:
+            amount, unit = amount / 1000, larger
+    return f"{amount:.1f} {unit}"
