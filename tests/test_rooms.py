@@ -21,15 +21,15 @@ LINKS = ("modeling", "training", "hub_cards")
 # Where files lie -> what they may import beside the standard library; "vss_hf.x" allows vss_hf.x and everything below.
 # The first row that fits a file counts. A file's own room is reached with single-dot imports only.
 LAW = [
-    ("modeling/", ["torch", "torchvision", "transformers", "timm", "huggingface_hub", "numpy"]),
-    ("hub_cards/", ["huggingface_hub", "yaml", "jinja2", "vss_hf.metrics"]),
+    ("modeling/", ["torch", "torchvision", "transformers", "timm", "huggingface_hub", "numpy", "safetensors"]),
+    ("hub_cards/", ["huggingface_hub", "yaml", "jinja2", "safetensors", "vss_hf.metrics", "vss_hf.files"]),
     (
         "training/",
         [
             *["torch", "torchdata", "transformers", "accelerate", "datasets", "safetensors", "huggingface_hub"],
             *["numpy", "yaml", "rich"],
             *["vss_hf.modeling", "vss_hf.data", "vss_hf.metrics", "vss_hf.inference", "vss_hf.hub_cards"],
-            "vss_hf.visualize",
+            *["vss_hf.visualize", "vss_hf.files"],
         ],
     ),
     ("vss_hf/cli.py", ["third party", "vss_hf"]),

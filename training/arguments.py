@@ -8,6 +8,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 
 CLASS_WEIGHTING = ("none", "inverse_sqrt")
+ON_NONFINITE_LOSS = ("raise", "skip")
 
 
 @dataclass
@@ -37,13 +38,20 @@ class VSSTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Keep convolutions in channels-last memory: same numbers, faster for CNN backbones."},
     )
+    on_nonfinite_loss: str = field(
+        default="raise",
+        metadata={"help": "NaN or infinite loss or gradient: raise (names the frames), or skip and count the step."},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Kept off: a loss that is not finite is never hidden in a mean."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Kept off: the data set yields what is needed."}
     )
     eval_strategy: IntervalStrategy | str = field(default="steps", metadata={"help": "steps or no."})
     save_strategy: IntervalStrategy | str = field(default="steps", metadata={"help": "steps or no."})
     resume_from_checkpoint: str | bool | None = field(
-        default=None, metadata={"help": "Checkpoint folder to go on from; true: the newest one in output_dir."}
+        default=None, metadata={"help": "Checkpoint folder to go on from; true: the newest whole one in output_dir."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept beside the best one."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the checkpoint of the best mIoU."})
@@ -77,5 +85,12 @@ class VSSTrainingArguments(TrainingArguments):
             raise ValueError(f"--ema_decay {self.ema_decay}: expected 0 <= value < 1")
         if self.class_weighting not in CLASS_WEIGHTING:
             raise ValueError(f"--class_weighting {self.class_weighting}: expected one of {', '.join(CLASS_WEIGHTING)}")
+        if self.on_nonfinite_loss not in ON_NONFINITE_LOSS:
+            known = ", ".join(ON_NONFINITE_LOSS)
+            raise ValueError(f"--on_nonfinite_loss {self.on_nonfinite_loss}: expected one of {known}")
+        if self.logging_nan_inf_filter:
+            raise ValueError("--logging_nan_inf_filter true: leave it off, see --on_nonfinite_loss")
+        if self.save_only_model and self.save_strategy != IntervalStrategy.NO:
+            raise ValueError("--save_only_model true: leave it off, such a checkpoint cannot be resumed exactly")
         if self.backbone_learning_rate is not None and self.backbone_learning_rate < 0:
             raise ValueError(f"--backbone_learning_rate {self.backbone_learning_rate}: expected at least 0")

@@ -6,8 +6,13 @@
     training:      `VSSTrainingArguments` (all of transformers' TrainingArguments and ours)
 """
 
+import copy
 import dataclasses
+import itertools
+import math
 import re
+import sys
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,15 +23,18 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING
 from transformers.trainer_utils import IntervalStrategy
+from yaml.constructor import ConstructorError
 
 from vss_hf.data.transforms import AugmentationConfig
 from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
 
 from .arguments import VSSTrainingArguments
+from .draws import ON_BAD_SAMPLE
 
 
 RECIPES = Path(__file__).parent / "recipes"
 FROM_DATA = ("num_labels", "id2label", "label2id")
+MOST_VALUES = 10_000
 TYPE_WORDS = {
     int: "a whole number",
     float: "a number",
@@ -40,12 +48,38 @@ TYPE_WORDS = {
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML with the numbers of its version 1.2: to version 1.1 (PyYAML) 1e-4 is text, because it has no dot."""
+    """YAML with the numbers of its version 1.2: to version 1.1 (PyYAML) 1e-4 is text, because it has no dot.
+
+    As in version 1.2, a key may stand only once in a mapping (PyYAML silently takes the last), and `<<` is no merging.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise ConstructorError(None, None, "merging with << is not offered; write it out", key_node.start_mark)
+            key = self.construct_object(key_node, deep=True)  # pyright: ignore[reportArgumentType]
+            if isinstance(key, Hashable):  # PyYAML itself refuses the others
+                if key in seen:
+                    raise ConstructorError(None, None, f"the mapping has {key!r} twice", key_node.start_mark)
+                seen.add(key)
+        return super().construct_mapping(node, deep=deep)
 
 
-RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class RecipeDumper(yaml.SafeDumper):
+    """Writes what `RecipeLoader` reads back as the same: '1e5' needs quotes, and rare line ends an escape."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if re.search("[\x85\u2028\u2029]", data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+RecipeDumper.add_representer(str, RecipeDumper.represent_str)
+
+for side in (RecipeLoader, RecipeDumper):
+    side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 @dataclass
@@ -97,8 +131,11 @@ class DataRecipe:
         eval_split: split to evaluate on.
         shortest_edge: frames are resized to this many pixels on their shorter side for evaluation and inference
             (written into the image processor); None: as they are.
-        streaming: read the videos as a stream (one shard per video) instead of by random access.
+        streaming: read the training frames as a stream instead of by random access; the samples and their order are
+            the same.
         cache: keep decoded training frames in memory (4 bytes a pixel); for small data sets seen many times.
+        on_bad_sample: what a training frame that is damaged or gone does: `raise` stops the run and names it, `skip`
+            takes the next readable one, counts it and warns once per frame.
     """
 
     root: str = ""
@@ -107,6 +144,7 @@ class DataRecipe:
     shortest_edge: int | None = None
     streaming: bool = False
     cache: bool = False
+    on_bad_sample: str = "raise"
 
     def __post_init__(self):
         if not self.root:
@@ -115,6 +153,7 @@ class DataRecipe:
             raise ValueError(f"data.shortest_edge={self.shortest_edge}: expected at least 32 pixels")
         if self.cache and self.streaming:
             raise ValueError("data.cache with data.streaming: a stream keeps nothing; leave one of them out")
+        known_or_raise(self.on_bad_sample, ON_BAD_SAMPLE, "data.on_bad_sample has no choice")
 
 
 @dataclass
@@ -129,7 +168,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that decides the result, for `training_recipe.yaml`; loading it again gives the same run."""
-        training = {key: value for key, value in self.given["training"].items() if key != "resume_from_checkpoint"}
+        left_out = ("resume_from_checkpoint", "hub_token")  # the file is published with the model
+        training = {key: value for key, value in self.given["training"].items() if key not in left_out}
         sections = {name: dataclasses.asdict(getattr(self, name)) for name in ("model", "data", "augmentation")}
         return plain({**sections, "training": training})
 
@@ -154,13 +194,17 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         FileNotFoundError: no such recipe.
         ValueError: a field that does not exist (with the nearest one), or a value outside its range.
     """
-    given = parse_yaml(find_recipe(path).read_text(encoding="utf-8"), f"recipe {path}") or {}
+    try:
+        text = find_recipe(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"recipe {path} is not UTF-8 text: {error}") from error
+    given = parse_yaml(text, f"recipe {path}") or {}
     if not isinstance(given, dict):
         raise ValueError(f"recipe {path}: expected the sections {', '.join(SECTIONS)}; found a {type(given).__name__}")
     for name, fields in given.items():
         known_or_raise(name, SECTIONS, f"recipe {path} has no section")
         if not isinstance(fields, dict | None):
-            raise ValueError(f"recipe {path}: section '{name}' must hold fields; found {fields!r}")
+            raise ValueError(f"recipe {path}: section '{name}' must hold fields; found {shown(fields)}")
     given = {name: dict(given.get(name) or {}) for name in SECTIONS}
     for key, value in parse_overrides(overrides or []):
         section, *rest = resolve_key(key)
@@ -169,7 +213,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
             target[part] = {} if target.get(part) is None else target[part]
             target = target[part]
             if not isinstance(target, dict):
-                raise ValueError(f"--{key}: '{part}' holds {target!r} and no fields")
+                raise ValueError(f"--{key}: '{part}' holds {shown(target)} and no fields")
         target[rest[-1]] = value
     return build_recipe(given)
 
@@ -188,9 +232,10 @@ def build_recipe(given: dict[str, dict[str, Any]]) -> Recipe:
             if key not in given[name] and field_.default is field_.default_factory is dataclasses.MISSING:
                 raise ValueError(f"recipe section '{name}': give {key}")
         try:
-            built[name] = section(**given[name])
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"recipe section '{name}': {error}") from error
+            built[name] = section(**copy.deepcopy(given[name]))  # transformers takes entries out of dictionaries
+        except Exception as error:  # transformers raises anything for a wrong value, from KeyError to ImportError
+            said = str(error) if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"recipe section '{name}': {said}") from error
     return Recipe(**built, given=given)
 
 
@@ -216,7 +261,7 @@ def parse_overrides(words: list[str]) -> list[tuple[str, Any]]:
             if equals:
                 pairs.append((key, parse_yaml(value, f"--{key}")))
         elif waiting is None:
-            raise ValueError(f"'{word}' follows no field; write --field {word}")
+            raise ValueError(f"{shown(word)} follows no field; write --field VALUE")
         else:
             pairs.append((waiting, parse_yaml(word, f"--{waiting}")))
             waiting = None
@@ -246,17 +291,42 @@ def resolve_key(key: str) -> list[str]:
 def known_or_raise(name: Any, known, what: str) -> None:
     """Raise with the nearest known name when `name` is not known."""
     if name not in known:
-        near = get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+        near = get_close_matches(str(name)[:100], [str(k) for k in known], n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-        raise ValueError(f"{what} '{name}'; {hint}")
+        raise ValueError(f"{what} '{str(name)[:100]}'; {hint}")
 
 
 def parse_yaml(text: str, place: str) -> Any:
-    """The value of a YAML text; `place` is named in the error."""
+    """The value of a YAML text, of plain values only and sharing none of them; `place` is named in the error."""
     try:
-        return yaml.load(text, RecipeLoader)  # a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:
+        value = yaml.load(text, RecipeLoader)  # a SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML checks little before it converts: `!!int ''`, `!!bool maybe`, 2001-99-99
         raise ValueError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        return unshared(value, place, itertools.count())
+    except RecursionError:
+        raise ValueError(f"{place}: an anchored value contains itself") from None
+
+
+def to_yaml(value: Any) -> str:
+    """Plain values as YAML that `parse_yaml` reads back as the same."""
+    return yaml.dump(value, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True)
+
+
+def unshared(value: Any, place: str, counter: Iterator[int]) -> Any:
+    """A copy in which anchored values stand as often as they are named; raises for what a recipe cannot hold."""
+    if next(counter) > MOST_VALUES:
+        raise ValueError(f"{place}: more than {MOST_VALUES:,} values; aliases repeat them too often")
+    if isinstance(value, dict):
+        return {unshared(key, place, counter): unshared(item, place, counter) for key, item in value.items()}
+    if isinstance(value, list):
+        return [unshared(item, place, counter) for item in value]
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{place}: .nan is no value for a field")
+    if not isinstance(value, (int, float, str, NoneType)):
+        raise ValueError(f"{place}: a {type(value).__name__} ({shown(value)}) is no value for a field; quote text")
+    return value
 
 
 def check_config(fields: dict[str, Any], place: str) -> None:
@@ -286,8 +356,10 @@ def of_type(value: Any, hint: Any, place: str) -> Any:
         return "no"  # YAML takes a bare `no` for false
     if not any(fits(value, kind) for kind in kinds):
         words = [TYPE_WORDS[kind] for kind in map(bare, kinds) if kind in TYPE_WORDS]
-        found = "null" if value is None else repr(value)
+        found = "null" if value is None else shown(value)
         raise ValueError(f"{place}: expected {' or '.join(dict.fromkeys(words))}; found {found}")
+    if isinstance(value, int) and float in kinds and int not in kinds and abs(value) > sys.float_info.max:
+        raise ValueError(f"{place}: {shown(value)} is too large for a number")
     return value
 
 
@@ -300,6 +372,12 @@ def fits(value: Any, kind: Any) -> bool:
         return kind is bool
     accepted = {float: (int, float), tuple: (list, tuple)}.get(kind, kind)
     return isinstance(value, accepted)
+
+
+def shown(value: Any) -> str:
+    """A value for a message: at most a line of it."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}..."
 
 
 def bare(kind: Any) -> Any:

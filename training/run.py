@@ -1,31 +1,34 @@
 """One run from a recipe to a model folder with its card."""
 
-import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from transformers import AutoModelForSemanticSegmentation, set_seed
 
 from vss_hf.data.labels import ClassList
-from vss_hf.data.stream import FrameStream
 from vss_hf.data.transforms import TrainTransform
 from vss_hf.data.vspw import FrameRecord, load_vspw, read_image, read_mask, scan_split
+from vss_hf.files import write_json, write_text
 from vss_hf.hub_cards import write_card, write_eval_results
 from vss_hf.inference.evaluation import environment, evaluate_model, labelled_videos
+from vss_hf.inference.processes import failing_together
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.backbone import load_backbone_weights
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
+from vss_hf.modeling.loading import load_strictly
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
 from vss_hf.visualize import overlay_sheet, plot_training_curve
 
+from .checkpoints import replacing_files
+from .cpu_memory import keep_freed_memory
 from .draws import TrainingDraws, TrainingStream
-from .recipe import ModelRecipe, Recipe, load_recipe
+from .recipe import ModelRecipe, Recipe, load_recipe, to_yaml
 from .trainer import VSSTrainer
 
 
@@ -63,6 +66,8 @@ def train(recipe: Recipe) -> Path:
         raise ValueError(f"--warmup_steps {args.warmup_steps}: expected fewer than the run's {args.max_steps} steps")
 
     # --- model
+    if args.device.type == "cpu":
+        keep_freed_memory()
     set_seed(args.seed)
     model = build_model(recipe.model, classes)
     if args.channels_last:
@@ -70,7 +75,7 @@ def train(recipe: Recipe) -> Path:
     processor = build_processor(recipe)
     weights = None
     if args.class_weighting != "none":
-        weights = class_weights(recipe.data.root, recipe.data.train_split, classes)
+        weights = class_weights(recipe.data.root, recipe.data.train_split, classes, recipe.data.on_bad_sample)
 
     # --- train, or resume
     trainer = VSSTrainer(
@@ -81,30 +86,28 @@ def train(recipe: Recipe) -> Path:
         processing_class=processor,
         class_weights=weights,
     )
-    resume = args.resume_from_checkpoint
+    trainer.recipe = recipe.to_dict()
     began = time.time()
-    result = trainer.train(resume_from_checkpoint=True if resume in (True, "true", "True") else resume)
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds = time.time() - began
 
     # --- model folder
-    with trainer.averaged_weights():
-        trained = trainer.unwrapped()
-        if args.should_save:
-            finish(folder, recipe, trainer, trained, processor, result, seconds, num_samples)
-    trainer.accelerator.wait_for_everyone()  # the others wait until the first process has written the folder
+    finish(folder, recipe, trainer, processor, result, seconds, num_samples)
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()  # without it, processes on CPU sometimes abort at exit
+    if args.push_to_hub and trainer.is_world_process_zero():
+        pushed = trainer.push_model_folder(folder).result()  # last, so that the others need not wait for it
+        print(*pushed.lines(), sep="\n")
     return folder
 
 
 def training_data(recipe: Recipe) -> TrainingDraws | TrainingStream:
     """The augmented training samples, by random access or as a stream."""
     args, transform = recipe.training, TrainTransform(recipe.augmentation)
-    if not recipe.data.streaming:
-        samples = load_vspw(recipe.data.root, recipe.data.train_split)
-        return TrainingDraws(samples, transform, args.draw_seed, cache=recipe.data.cache)
-    stream = load_vspw(recipe.data.root, recipe.data.train_split, streaming=True, shuffle_seed=args.draw_seed)
-    assert isinstance(stream, FrameStream)  # because of shuffle_seed
-    return TrainingStream(stream.shard(args.world_size, args.process_index, pad=True), transform)
+    samples, bad = load_vspw(recipe.data.root, recipe.data.train_split), recipe.data.on_bad_sample
+    if recipe.data.streaming:
+        return TrainingStream(samples, transform, args.draw_seed, on_bad_sample=bad)
+    return TrainingDraws(samples, transform, args.draw_seed, cache=recipe.data.cache, on_bad_sample=bad)
 
 
 def build_model(recipe: ModelRecipe, classes: ClassList) -> Any:
@@ -112,8 +115,7 @@ def build_model(recipe: ModelRecipe, classes: ClassList) -> Any:
     labels = {"id2label": classes.id2label, "label2id": classes.label2id}
     if recipe.init_from:
         # A classifier of another size is replaced; everything else must fit.
-        labels["ignore_mismatched_sizes"] = True
-        return AutoModelForSemanticSegmentation.from_pretrained(recipe.init_from, **labels)
+        return load_strictly(AutoModelForSemanticSegmentation, recipe.init_from, new=("classifier",), **labels)
     model = OCRNetForSemanticSegmentation(recipe.build_config(**labels))
     if recipe.backbone_weights:
         load_backbone_weights(model.backbone, recipe.backbone_weights)
@@ -131,16 +133,24 @@ def build_processor(recipe: Recipe) -> VSSImageProcessor:
     )
 
 
-def class_weights(root: str | Path, split: str, classes: ClassList) -> torch.Tensor:
+def class_weights(root: str | Path, split: str, classes: ClassList, on_bad_sample: str = "raise") -> torch.Tensor:
     """sqrt(mean pixels per class / pixels of the class) over a split: BetterThing's pixel-distribution weights.
 
     The paper prints the fraction upside down (its sec. 4.2.1 weighs frequent classes up); this is the form that does
-    what its text wants. Classes that are absent get the weight of the rarest present one.
+    what its text wants. Classes that are absent get the weight of the rarest present one. A mask that cannot be read
+    is an error, or with `on_bad_sample="skip"` left out with a warning.
     """
     counts = np.zeros(256, dtype=np.int64)
     for video in scan_split(root, split):
         for record in video.frames:
-            counts += np.bincount(read_labels(record, classes).ravel(), minlength=256)
+            try:
+                labels = read_labels(record, classes)
+            except (ValueError, OSError) as error:
+                if on_bad_sample == "raise":
+                    raise
+                warnings.warn(f"class weights are counted without a mask: {error}", RuntimeWarning, stacklevel=2)
+                continue
+            counts += np.bincount(labels.ravel(), minlength=256)
     counts = counts[: classes.num_labels]
     if not counts.any():
         raise ValueError(f"split '{split}' of {root}: no labelled pixel, so there are no class weights")
@@ -149,14 +159,21 @@ def class_weights(root: str | Path, split: str, classes: ClassList) -> torch.Ten
     return torch.from_numpy(weights).float()
 
 
-def finish(folder, recipe, trainer, model, processor, result, seconds, num_samples) -> None:
-    """Write everything a model folder holds: weights, processor, recipe, results, picture, card."""
+def finish(folder, recipe, trainer, processor, result, seconds, num_samples) -> None:
+    """Write everything a model folder holds: weights, processor, recipe, results, picture, card.
+
+    The first process writes; all of them measure what it wrote, so `folder` must be one that all of them see.
+    """
     data, args = recipe.data, recipe.training
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    write_yaml(folder / "training_recipe.yaml", recipe.to_dict())
+    with trainer.averaged_weights() as model, failing_together():
+        if args.should_save:
+            with replacing_files(folder) as partial:
+                model.save_pretrained(partial)
+                processor.save_pretrained(partial)
+            write_yaml(folder / "training_recipe.yaml", recipe.to_dict())
     # What others will load is measured, in float32: the model in hand may run in bf16 or another memory layout.
-    segmenter = VideoSegmenter.from_pretrained(folder, args.device)
+    with failing_together():
+        segmenter = VideoSegmenter.from_pretrained(folder, args.device)
     results = evaluate_model(
         segmenter,
         data.root,
@@ -165,6 +182,14 @@ def finish(folder, recipe, trainer, model, processor, result, seconds, num_sampl
         num_workers=args.dataloader_num_workers,
     )
     results["model"] = Path(args.output_dir).name
+    with failing_together():
+        if args.should_save:
+            write_reports(folder, recipe, trainer, segmenter, results, result.training_loss, seconds, num_samples)
+
+
+def write_reports(folder, recipe, trainer, segmenter, results, training_loss, seconds, num_samples) -> None:
+    """The parts of a model folder that tell how the model came about and how good it is."""
+    data, args = recipe.data, recipe.training
     write_json(folder / "eval_results.json", results)
     write_json(
         folder / "train_results.json",
@@ -172,9 +197,11 @@ def finish(folder, recipe, trainer, model, processor, result, seconds, num_sampl
             "steps": trainer.state.global_step,
             "best_step": trainer.state.best_global_step,
             "seconds": round(seconds, 1),
-            "samples": trainer.state.global_step * trainer.global_batch_size,
+            "samples": trainer.draws_done(),
+            "skipped_steps": trainer.skipped_steps,
+            "skipped_samples": trainer.train_dataset.skipped,
             "train_frames": num_samples,
-            "train_loss": result.training_loss or None,  # 0: all steps were done before this session
+            "train_loss": training_loss or None,  # 0: all steps were done before this session
             "seed": args.seed,
             "processes": args.world_size,
             "dataset": Path(data.root).resolve().name,
@@ -217,18 +244,6 @@ def make_writable(folder: Path) -> None:
         raise OSError(f"--output_dir {folder.parent}: cannot be written ({error.strerror or error})") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """JSON for people and programs; a half-written file never takes the place of a whole one."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
 def write_yaml(path: Path, value: Any) -> None:
-    """YAML in the order of the recipe's sections; atomic as `write_json`."""
-    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to a neighbour and rename it into place."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    """YAML in the order of the recipe's sections."""
+    write_text(path, to_yaml(value))

@@ -1,5 +1,8 @@
 """transformers' Trainer for dense labels: exact data order, streaming evaluation, averaged weights."""
 
+import json
+import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,47 +10,64 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, TensorDataset
-from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import Trainer, TrainerCallback, TrainerState, default_data_collator
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, speed_metrics
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import speed_metrics
+from transformers.utils import logging
 
+from vss_hf.files import full_disk_error, is_full_disk, write_json
 from vss_hf.inference.evaluation import evaluate_model
+from vss_hf.inference.processes import failing_together, take_from_first
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.losses import dense_segmentation_loss
 
+from . import checkpoints
 from .arguments import VSSTrainingArguments
 from .draws import DrawOrder, EndlessSampler, TrainingStream
 from .ema import EMA
+from .faults import explained
+from .hub import PushesModelFolder
+from .interruption import StopRequest, TrainingInterrupted
 from .optimizer import parameter_groups
+from .sharded import check_fsdp, is_sharded, whole_copy
 
+
+logger = logging.get_logger(__name__)
 
 EMA_FILE = "ema.safetensors"
-STREAM_FILE = "data_position_{rank}.pt"
+MOST_SKIPPED_IN_A_ROW = 10  # steps without a finite loss after which `on_nonfinite_loss: skip` gives up
 
 
-class AfterStep(TrainerCallback):
-    """Follows the weights with the average, and tells the epoch as passes over the data."""
+class AroundStep(TrainerCallback):
+    """Follows the weights with the average, tells the epoch as passes over the data, stops on request."""
 
     def __init__(self, trainer: "VSSTrainer"):
         self.trainer = trainer
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer.micro_batches_done, self.trainer.not_finite = 0, []
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.trainer.ema is not None:
             self.trainer.ema.update_parameters(self.trainer.unwrapped())
         if self.trainer.samples_per_epoch:
-            state.epoch = state.global_step * self.trainer.global_batch_size / self.trainer.samples_per_epoch
+            state.epoch = self.trainer.draws_done() / self.trainer.samples_per_epoch
+        if self.trainer.stop_requested():
+            control.should_save = control.should_training_stop = True
 
 
-class VSSTrainer(Trainer):
+class VSSTrainer(PushesModelFolder, Trainer):
     """Trains a model of this package.
 
     What differs from transformers.Trainer: training data is an endless, seekable sequence of draws (draws.py), so that
     resuming replays nothing; the loss is the mean over all labelled pixels of a step; evaluation counts a confusion
     matrix over whole videos instead of gathering logits; backbone and heads have their own learning rates; with
-    `ema_decay` an average of the weights is kept, evaluated and saved.
+    `ema_decay` an average of the weights is kept, evaluated and saved; checkpoints are whole or not there
+    (checkpoints.py), and Ctrl-C or SIGTERM saves one; a loss that is not finite stops the run, or is skipped and
+    counted (`on_nonfinite_loss`).
 
     Args:
         model: the model.
@@ -83,14 +103,19 @@ class VSSTrainer(Trainer):
             processing_class=processing_class,
             data_collator=default_data_collator,
         )
+        if self.is_fsdp_enabled:
+            check_fsdp(self.accelerator.state.fsdp_plugin)
         self.class_weights = None if class_weights is None else class_weights.to(args.device)
         self.ema = EMA(model, args.ema_decay) if args.ema_decay else None
         self.model_accepts_loss_kwargs = True  # compute_loss divides by a step's pixels; not by its micro-batches too
-        streaming = isinstance(train_dataset, TrainingStream)
-        self.samples_per_epoch = len(train_dataset.stream.dataset if streaming else train_dataset or ())
+        self.samples_per_epoch = train_dataset.num_samples if train_dataset is not None else 0
         self.resume_from: Path | None = None
-        self.train_loader: DataLoader | StatefulDataLoader | None = None
-        self.add_callback(AfterStep(self))
+        self.first_step = self.first_draw = 0  # where this session began
+        self.stop = StopRequest()
+        self.staging: Path | None = None  # where a checkpoint is being written
+        self.skipped_steps = self.skipped_in_a_row = 0
+        self.micro_batches_done, self.not_finite = 0, []  # of the current step
+        self.add_callback(AroundStep(self))
 
     # --- data
 
@@ -99,67 +124,104 @@ class VSSTrainer(Trainer):
         """Samples per optimisation step over all processes."""
         return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
-    def get_train_dataloader(self) -> DataLoader | StatefulDataLoader:
+    def get_train_dataloader(self) -> DataLoader:
         """An endless loader that begins where the run stopped. Not handed to accelerate, which would replay it."""
-        done = self.steps_done()
-        if done >= self.args.max_steps:
+        if self.first_step >= self.args.max_steps:
             # Nothing is left to do; with data the Trainer would take one step more.
             return DataLoader(TensorDataset(torch.empty(0)))
-        # Its own generator: drawing from torch's global one would change the model's random numbers after a resume.
-        generator = torch.Generator().manual_seed(self.args.draw_seed)
-        common: dict[str, Any] = dict(
+        settings: dict[str, Any] = dict(
             batch_size=self.args.train_batch_size,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
-            generator=generator,
+            # Its own: drawing from torch's global generator would change the model's random numbers after a resume.
+            generator=torch.Generator().manual_seed(self.args.draw_seed),
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
-        if isinstance(self.train_dataset, TrainingStream):
-            self.train_loader = StatefulDataLoader(self.train_dataset, **common)
-            if self.resume_from is not None:
-                position = self.resume_from / STREAM_FILE.format(rank=self.args.process_index)
-                self.train_loader.load_state_dict(torch.load(position, weights_only=True))
-            return self.train_loader
         order = DrawOrder(
             seed=self.args.draw_seed,
             batch_size=self.args.train_batch_size,
             rank=self.args.process_index,
             world_size=self.args.world_size,
-            start=done * self.global_batch_size,
+            start=self.first_draw,
         )
-        self.train_loader = DataLoader(
-            self.train_dataset, sampler=EndlessSampler(len(self.train_dataset), order), **common
-        )
-        return self.train_loader
+        if isinstance(self.train_dataset, TrainingStream):
+            self.train_dataset.order = order
+        else:
+            settings["sampler"] = EndlessSampler(len(self.train_dataset), order)
+        return DataLoader(self.train_dataset, **settings)
 
-    def steps_done(self) -> int:
-        """Optimisation steps of the checkpoint that is being resumed; 0 for a new run."""
-        if self.resume_from is None:
-            return 0
-        return TrainerState.load_from_json(str(self.resume_from / "trainer_state.json")).global_step
+    def draws_done(self) -> int:
+        """Training samples that the whole run has consumed, over all sessions and processes."""
+        return self.first_draw + (self.state.global_step - self.first_step) * self.global_batch_size
+
+    def sample_names(self, micro_batch: int) -> str:
+        """The videos and frames in one micro-batch of the current step and this process, for messages."""
+        size = self.args.train_batch_size
+        first = self.draws_done() + (micro_batch * self.args.world_size + self.args.process_index) * size
+        names = [self.train_dataset.name(draw) for draw in range(first, first + size)]
+        return "; ".join(names[:8] + ([f"and {size - 8} more"] if size > 8 else []))
 
     # --- optimisation
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """Train, or continue from a checkpoint folder (`True`: the newest in `output_dir`)."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise FileNotFoundError(f"--resume_from_checkpoint: no checkpoint in {self.args.output_dir}")
-        self.resume_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        if self.resume_from is not None and not (self.resume_from / TRAINER_STATE_NAME).is_file():
-            raise FileNotFoundError(
-                f"--resume_from_checkpoint {self.resume_from}: no {TRAINER_STATE_NAME} there; "
-                f"expected a folder such as {Path(self.args.output_dir) / PREFIX_CHECKPOINT_DIR}-500"
+        """Train, or continue from a checkpoint folder (`True`: the newest whole one in `output_dir`).
+
+        Raises:
+            TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint has been saved. It is a KeyboardInterrupt.
+            FloatingPointError: the loss is not finite (`on_nonfinite_loss`).
+            MemoryError: the memory does not suffice for a step.
+            OSError: a checkpoint could not be written; the one before is untouched.
+        """
+        if self.args.should_save:
+            checkpoints.clean_up(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        self.resume_from = None
+        self.first_step = self.first_draw = self.skipped_steps = 0
+        if resume_from_checkpoint:
+            self.resume_from = checkpoints.find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+            self.read_position(self.resume_from)
+        with self.stop.listening(), explained():
+            result = super().train(
+                resume_from_checkpoint=str(self.resume_from) if self.resume_from else None, **kwargs
             )
-        if self.resume_from is not None and self.ema is not None:
-            self.load_ema(self.resume_from)
-        try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-        finally:
-            # A stream's loader keeps its worker processes; garbage collection would wait for them for seconds.
-            self.train_loader = self.callback_handler.train_dataloader = None
+        if self.stop and self.state.global_step < self.args.max_steps:
+            folder = checkpoints.checkpoint_path(self.args.output_dir, self.state.global_step)
+            raise TrainingInterrupted(
+                f"stopped after step {self.state.global_step} of {self.args.max_steps}; saved in {folder}; "
+                "continue with the same command and --resume_from_checkpoint true",
+                self.stop.signal_number or signal.SIGINT,
+            )
+        return result
+
+    def read_position(self, checkpoint: Path) -> None:
+        """Where the checkpoint's run stood, after making sure that it is this run."""
+        checkpoints.check_same_model(checkpoint, self.unwrapped().config)
+        saved = json.loads((checkpoint / checkpoints.RUN_STATE).read_text(encoding="utf-8"))
+        checkpoints.check_same_data(checkpoint, saved, self.run_state())
+        self.first_step = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+        self.first_draw, self.skipped_steps = saved["draws"], saved["skipped_steps"]
+        if self.ema is not None:
+            self.load_ema(checkpoint)
+
+    def run_state(self) -> dict[str, int]:
+        """What a checkpoint holds beside the Trainer's own state: the data position, and what was skipped."""
+        return {
+            "draws": self.draws_done(),
+            "seed": self.args.draw_seed,
+            "num_samples": self.samples_per_epoch,
+            "skipped_steps": self.skipped_steps,
+        }
+
+    def stop_requested(self) -> bool:
+        """Whether any process was asked to stop: all must leave after the same step."""
+        if self.args.world_size == 1:
+            return bool(self.stop)
+        asked = torch.tensor([bool(self.stop)], dtype=torch.int32, device=self.args.device)
+        asked = bool(self.accelerator.gather(asked).any())
+        if asked and not self.stop:
+            self.stop.signal_number = signal.SIGTERM
+        return asked
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """The optimizer named by `--optim`, with our parameter groups."""
@@ -207,16 +269,69 @@ class VSSTrainer(Trainer):
             loss = loss * self.args.world_size  # gradients are averaged over ranks; the count is over all of them
         return (loss, outputs) if return_outputs else loss
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Forward and backward of one micro-batch; says what to turn down when the memory does not suffice."""
+        shape = tuple(inputs.get("pixel_values", inputs.get("pixel_values_videos")).shape)
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(
+                f"out of memory in step {self.state.global_step + 1} with input {shape} (batch, channels, height, "
+                f"width) on {self.args.device}: lower --per_device_train_batch_size (now "
+                f"{self.args.per_device_train_batch_size}; raise --gradient_accumulation_steps to match) or "
+                "--augmentation.crop_size, or turn on --bf16 or --gradient_checkpointing"
+            ) from error
+        if not torch.isfinite(loss):
+            self.not_finite.append(self.micro_batches_done)
+            loss = torch.zeros_like(loss)  # for the log's mean; the gradients are dropped below
+        self.micro_batches_done += 1
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The Trainer's gradient norm, called once before each optimizer step; drops gradients that are not finite."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        # With a gradient scaler (fp16) infinite gradients are expected: it skips the step itself and lowers its scale.
+        scaled = getattr(self.accelerator, "scaler", None) is not None
+        bad = bool(self.not_finite) or (not scaled and not torch.isfinite(torch.as_tensor(norm)))
+        if self.args.world_size > 1:
+            flag = torch.tensor([bad], dtype=torch.int32, device=self.args.device)
+            bad = bool(self.accelerator.gather(flag).any())
+        if not bad:
+            self.skipped_in_a_row = 0
+            return norm
+        self.skip_step()
+        return 0.0
+
+    def skip_step(self) -> None:
+        """Raise for a step without finite loss and gradients, or drop and count it (`on_nonfinite_loss`)."""
+        step, where = self.state.global_step + 1, [self.sample_names(m) for m in self.not_finite]
+        what = "the loss" if where else "the gradient"
+        if not where:
+            where = [self.sample_names(m) for m in range(self.micro_batches_done)]
+        message = f"{what} of step {step} is not finite; its samples on process {self.args.process_index}: "
+        message += "; ".join(where)
+        self.skipped_in_a_row += 1
+        if self.args.on_nonfinite_loss == "raise" or self.skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
+            advice = "lower --learning_rate, look at these frames, or give --on_nonfinite_loss skip"
+            if self.args.on_nonfinite_loss == "skip":
+                advice = f"and so were the {MOST_SKIPPED_IN_A_ROW} before: lower --learning_rate"
+            raise FloatingPointError(f"{message}; {advice}; the last checkpoint is untouched")
+        self.skipped_steps += 1
+        logger.warning(f"{message}; step skipped ({self.skipped_steps} in this run)")
+        self.optimizer.zero_grad()  # no gradients: the optimizer's step leaves weights and moments as they are
+
     # --- evaluation
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """mIoU and video consistency of the (averaged) weights on the evaluation videos."""
+        """mIoU and video consistency of the (averaged) weights on the evaluation videos, which the processes share."""
         root, split = eval_dataset or self.eval_dataset
-        model = self.unwrapped()
         start = time.time()
-        training = model.training
+        training = self.unwrapped().training
         # A loader draws a seed from torch's global generator; without the fork evaluating would change the training.
-        with self.averaged_weights(), torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), self.averaged_weights() as model:
+            take_from_first(model)  # every process has BatchNorm statistics of its own; the first one's are saved
             results = evaluate_model(
                 VideoSegmenter(model, self.processing_class),
                 root,
@@ -224,7 +339,7 @@ class VSSTrainer(Trainer):
                 batch_size=self.args.per_device_eval_batch_size,
                 num_workers=self.args.dataloader_num_workers,
             )
-        model.train(training)
+            model.train(training)
         wanted = ("mean_iou", "frequency_weighted_iou", "pixel_accuracy", "mean_accuracy", "vc8", "vc16")
         metrics = {f"{metric_key_prefix}_{key}": results[key] for key in wanted if results[key] is not None}
         metrics.update(speed_metrics(metric_key_prefix, start, num_samples=results["frames"]))
@@ -233,27 +348,85 @@ class VSSTrainer(Trainer):
         return metrics
 
     @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Within this context the model carries the averaged weights, if there are any."""
-        if self.ema is None:
-            yield
+    def averaged_weights(self) -> Iterator[Any]:
+        """Within this context: the model to evaluate and save, with the averaged weights if there are any, and whole.
+
+        It is the model itself; of a sharded one (FSDP) a copy, for which all processes must come here.
+        """
+        model = self.unwrapped()
+        if is_sharded(model):
+            yield whole_copy(model) if self.ema is None else self.ema.module
+        elif self.ema is None:
+            yield model
         else:
-            with self.ema.swapped_into(self.unwrapped()):
-                yield
+            with self.ema.swapped_into(model):
+                yield model
 
     def unwrapped(self) -> Any:
         """The model itself, without the wrappers of distributed training or compilation."""
         return self.accelerator.unwrap_model(self.model)
 
-    # --- checkpoints: model, optimizer, scheduler, scaler, RNG and trainer state are the Trainer's; we add two
+    # --- checkpoints: model, optimizer, scheduler, scaler, RNG and trainer state are the Trainer's; we add two files
+
+    def _get_output_dir(self, trial) -> str:
+        return super()._get_output_dir(trial) if self.staging is None else str(self.staging)
 
     def _save_checkpoint(self, model, trial) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.ema is not None and self.args.should_save:
-            save_file({name: tensor.contiguous() for name, tensor in self.ema.state_dict().items()}, folder / EMA_FILE)
-        if isinstance(self.train_loader, StatefulDataLoader):
-            torch.save(self.train_loader.state_dict(), folder / STREAM_FILE.format(rank=self.args.process_index))
+        """The Trainer's checkpoint and our files; it gets its name when all of it is on the disk."""
+        folder = checkpoints.checkpoint_path(self.args.output_dir, self.state.global_step)
+        if self.state.best_global_step:
+            best = checkpoints.checkpoint_path(self.args.output_dir, self.state.best_global_step)
+            if best == folder or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+        self.staging = checkpoints.partial_path(folder)
+        try:
+            needed = checkpoints.checkpoint_bytes(self.unwrapped(), self.optimizer, self.ema)
+            with failing_together():
+                # A block of its own: a process that fails between two exchanges of sharded weights hangs the others.
+                if self.args.should_save:
+                    Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+                    if shutil.disk_usage(self.args.output_dir).free < needed:
+                        raise full_disk_error(folder, needed)
+            with failing_together():
+                self.write_checkpoint(folder, model, trial, needed)
+            with failing_together():
+                if self.args.should_save:  # now that all have written their part
+                    checkpoints.write_manifest(self.staging / folder.name)
+                    checkpoints.commit_folder(self.staging / folder.name, folder)
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(self.staging, ignore_errors=True)
+            self.staging = None
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+        if self.args.should_save:
+            checkpoints.rotate(self.args.output_dir, self.args.save_total_limit, self.state.best_global_step)
+
+    def write_checkpoint(self, folder: Path, model, trial, needed: int) -> None:
+        """Write this process's part of a checkpoint, of about `needed` bytes in all, into the staging folder."""
+        assert self.staging is not None
+        partial = self.staging / folder.name
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            # The Trainer looks for the best checkpoint where it writes this one; `_save_checkpoint` knows better.
+            best_step, self.state.best_global_step = self.state.best_global_step, None
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.state.best_global_step = best_step
+            if self.args.should_save:
+                (partial / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nobody reads
+                if self.ema is not None:
+                    tensors = {name: tensor.contiguous() for name, tensor in self.ema.state_dict().items()}
+                    save_file(tensors, partial / EMA_FILE)
+                write_json(partial / checkpoints.RUN_STATE, self.run_state())
+                self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch.save does not say why it could not write.
+            if is_full_disk(error) or shutil.disk_usage(partial).free < needed:
+                shutil.rmtree(self.staging, ignore_errors=True)
+                raise full_disk_error(folder, needed) from error
+            raise
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -268,4 +441,10 @@ class VSSTrainer(Trainer):
         if not path.is_file():
             decay = self.args.ema_decay
             raise FileNotFoundError(f"{path} is missing, but --ema_decay {decay} wants the averaged weights")
-        self.ema.load_state_dict(load_file(path, device=str(self.args.device)))
+        self.ema.load_state_dict(load_file(path))  # to the CPU: safetensors does not know accelerate's device "cpu:0"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out; torch has a class of its own for GPUs only."""
+    words = ("can't allocate memory", "not enough memory", "bad_alloc")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vss_hf.files import write_json
+
 
 app = typer.Typer(
     name="vss-hf",
@@ -36,9 +38,14 @@ def train(context: typer.Context) -> None:
 
     Several processes: accelerate launch train.py ...
     """
+    from vss_hf.training.interruption import TrainingInterrupted
     from vss_hf.training.run import main as run
 
-    run(context.args)
+    try:
+        run(context.args)
+    except TrainingInterrupted as stopped:
+        typer.echo(f"\n{stopped}", err=True)
+        raise typer.Exit(stopped.exit_code) from None
 
 
 @app.command()
@@ -53,23 +60,30 @@ def evaluate(
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
     device: Device = None,
 ) -> None:
-    """Measure mIoU and video consistency of a model on labelled videos."""
+    """Measure mIoU and video consistency of a model on labelled videos.
+
+    Several GPUs: torchrun --nproc_per_node=8 -m vss_hf evaluate ...
+    """
     from vss_hf.inference import VideoSegmenter, evaluate_model
+    from vss_hf.inference.processes import failing_together, is_first, joined_processes
 
     check_writable(json_file)
-    segmenter = VideoSegmenter.from_pretrained(model, device)
-    results = evaluate_model(
-        segmenter,
-        data,
-        split,
-        protocol=protocol,
-        vc_protocol=vc_protocol,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        progress=lambda frames, total: progress_bar(frames, total, "evaluating"),
-    )
-    show_results(results)
-    write_results(results, json_file)
+    with joined_processes(device) as own_device:
+        with failing_together():
+            segmenter = VideoSegmenter.from_pretrained(model, own_device)
+        results = evaluate_model(
+            segmenter,
+            data,
+            split,
+            protocol=protocol,
+            vc_protocol=vc_protocol,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            progress=lambda frames, total: progress_bar(frames, total, "evaluating"),
+        )
+        if is_first():
+            show_results(results)
+            write_results(results, json_file)
 
 
 @app.command()
@@ -109,18 +123,25 @@ def predict(
     ] = None,
     device: Device = None,
 ) -> None:
-    """Label a video, frames or an image."""
+    """Label a video, frames or an image.
+
+    Several GPUs share the videos of a VSPW root: torchrun --nproc_per_node=8 -m vss_hf predict ...
+    """
     from vss_hf.inference import VideoSegmenter
     from vss_hf.inference import predict as run
+    from vss_hf.inference.processes import failing_together, is_first, joined_processes
 
     check_writable(submission)
-    segmenter = VideoSegmenter.from_pretrained(model, device)
-    results = run(
-        segmenter, source, out, split=split, overlay_video=overlay, submission=submission, progress=progress_bar
-    )
-    typer.echo(f"{results['frames']} label maps of {results['videos']} videos in {out}")
-    for path in results["files"]:
-        typer.echo(path)
+    with joined_processes(device) as own_device:
+        with failing_together():
+            segmenter = VideoSegmenter.from_pretrained(model, own_device)
+        results = run(
+            segmenter, source, out, split=split, overlay_video=overlay, submission=submission, progress=progress_bar
+        )
+        if is_first():
+            typer.echo(f"{results['frames']} label maps of {results['videos']} videos in {out}")
+            for path in results["files"]:
+                typer.echo(path)
 
 
 @app.command()
@@ -149,6 +170,28 @@ def card(
     if results.is_file():
         write_eval_results(folder, json.loads(results.read_text(encoding="utf-8")), dataset_id)
     typer.echo(path)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Model folder.")],
+    repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
+    public: Annotated[bool, typer.Option("--public", help="For everybody to see; otherwise private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to; made if it does not exist.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+) -> None:
+    """Upload everything a model folder holds; private by default, and only what changed.
+
+    After a failure the same command goes on where it stopped.
+    """
+    from vss_hf.hub_cards import push_folder
+
+    result = push_folder(
+        folder, repo_id, private=not public, revision=revision, create_pr=create_pr, commit_message=message
+    )
+    for line in result.lines():
+        typer.echo(line)
 
 
 @data_app.command("verify")
@@ -230,9 +273,7 @@ def check_writable(path: Path | None) -> None:
 def write_results(results: dict[str, Any], path: Path | None) -> None:
     """JSON for programs, whole or not at all."""
     if path is not None:
-        partial = path.with_name(path.name + ".part")
-        partial.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, results)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -249,13 +290,20 @@ def train_main(arguments: list[str] | None = None) -> None:
 
 def run_reporting_errors(command: Callable[[list[str]], Any], arguments: list[str]) -> None:
     """Run; on bad input print one line and exit with 2. With `--debug` anywhere, let the traceback through."""
-    from huggingface_hub.errors import StrictDataclassError  # what a model configuration raises
+    from huggingface_hub.errors import HTTPError, StrictDataclassError  # a broken download; a model configuration
 
     debug = "--debug" in arguments
     try:
         command([word for word in arguments if word != "--debug"])
-    except (ValueError, OSError, KeyError, TypeError, StrictDataclassError) as error:
-        if debug:
+    except Exception as raised:
+        from vss_hf.training.faults import explain  # torch wraps the errors of its workers in a traceback
+
+        error = explain(raised)
+        expected = (
+            *(ValueError, OSError, KeyError, TypeError, ArithmeticError, MemoryError),
+            *(HTTPError, StrictDataclassError),
+        )
+        if debug or not isinstance(error, expected):
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         if isinstance(error, OSError) and error.strerror and error.filename:

@@ -173,7 +173,7 @@ def test_unwritable_output_dir_comes_first(tmp_path):
         (["--eval_split", "test"], ValueError, "unknown split 'test'"),
         (["--warmup_steps", "4"], ValueError, "--warmup_steps 4: expected fewer than the run's 4 steps"),
         (["--resume_from_checkpoint"], FileNotFoundError, "--resume_from_checkpoint: no checkpoint in"),
-        (["--resume_from_checkpoint", "nowhere"], FileNotFoundError, "nowhere: no trainer_state.json there"),
+        (["--resume_from_checkpoint", "nowhere"], FileNotFoundError, "nowhere: not a whole checkpoint"),
     ],
 )
 def test_what_cannot_be_trained(root, tmp_path, words, error, message):

@@ -3,16 +3,11 @@
 import copy
 import json
 import multiprocessing
-import os
 import shutil
-import subprocess
-import sys
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
-import two_processes
 from safetensors.torch import load_file
 from tiny import (
     CALM,
@@ -259,7 +254,7 @@ def test_resuming_a_finished_run_changes_nothing(root, tmp_path):
 
 def test_unknown_checkpoints(root, tmp_path):
     trainer = make_trainer(root, tmp_path / "run", ema_decay=0.5)
-    with pytest.raises(FileNotFoundError, match="--resume_from_checkpoint .*nowhere: no trainer_state.json"):
+    with pytest.raises(FileNotFoundError, match="--resume_from_checkpoint .*nowhere: not a whole checkpoint"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="--resume_from_checkpoint: no checkpoint in .*run"):
         trainer.train(resume_from_checkpoint=True)
@@ -418,7 +413,7 @@ def test_channels_last_gives_the_same_numbers(root, tmp_path):
 
 
 def test_checkpoint_is_a_model_folder(root, tmp_path):
-    """And holds nothing pickled but the Trainer's own optimizer, schedule, random numbers and arguments."""
+    """And holds nothing pickled but the Trainer's own optimizer, schedule and random numbers."""
     trainer = make_trainer(root, tmp_path, max_steps=1, save_strategy="steps", save_steps=1, ema_decay=0.5)
     trainer.train()
     folder = tmp_path / "checkpoint-1"
@@ -427,31 +422,5 @@ def test_checkpoint_is_a_model_folder(root, tmp_path):
     assert loaded.config.id2label == tiny_config(root).id2label
     assert loaded.config.backbone_config.hidden_sizes == RESNET["hidden_sizes"]
     pickled = {path.name for path in folder.iterdir() if path.suffix in (".pt", ".pth", ".bin")}
-    assert pickled == {"optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"}
+    assert pickled == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 1
-
-
-# --- several processes
-
-
-def test_two_processes_equal_one(root, tmp_path):
-    """The same global batch in one process and in two: same losses, weights and average."""
-    script = Path(two_processes.__file__)
-    launch = "-m torch.distributed.run --nproc_per_node=2 --rdzv_backend=c10d --rdzv_endpoint=localhost:0".split()
-    done = subprocess.run(
-        [sys.executable, *launch, str(script), str(root), str(tmp_path), "2"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    for weighting in two_processes.WEIGHTINGS:
-        one = two_processes.run(root, tmp_path / "one", 4, weighting)
-        world_size, curve = json.loads((tmp_path / f"{weighting}.json").read_text())
-        assert (one.args.world_size, world_size) == (1, 2)
-        assert curve == pytest.approx(losses(one), abs=1e-5)
-        for module, name in ((one.model, weighting), (one.ema, f"{weighting}_ema")):
-            theirs = load_file(tmp_path / f"{name}.safetensors")
-            assert module.state_dict().keys() == theirs.keys()
-            for key, tensor in module.state_dict().items():
-                torch.testing.assert_close(theirs[key], tensor, rtol=1e-5, atol=1e-5, msg=key)

@@ -117,7 +117,7 @@ def training_data(root: Path, seed: int = 42, streaming: bool = False, **changes
     """Augmented training samples."""
     transform = TrainTransform(augmentation(**changes))
     if streaming:
-        return TrainingStream(load_vspw(root, "train", streaming=True, shuffle_seed=seed), transform)
+        return TrainingStream(load_vspw(root, "train"), transform, seed)
     return TrainingDraws(load_vspw(root, "train"), transform, seed)
 
 

@@ -1,0 +1,59 @@
+"""Runs that are killed with SIGKILL and resumed end, bit for bit, as the run that was never killed.
+
+Weights, average, optimizer moments, best score: everything is compared, on the CPU. Every run has accumulation, a
+schedule with warm-up, dropout, evaluation, and a checkpoint after each step, so that many kills hit one being written.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import make_default_data
+
+
+KINDS = [(False, 0), (False, 2), (True, 0), (True, 2)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_default_data(tmp_path_factory.mktemp("data") / "videos")
+
+
+def killed_runs(root, folder, moment, kills, streaming=False, workers=0, seed=0, stride=1):
+    """The counts that killed_runs.py prints."""
+    command = [sys.executable, Path(__file__).with_name("killed_runs.py"), root, folder, "--moment", moment]
+    options = {"kills": kills, "streaming": int(streaming), "workers": workers, "seed": seed, "stride": stride}
+    command += [word for name, value in options.items() for word in (f"--{name}", value)]
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
+    done = subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_few_kills(root, tmp_path):
+    """At file operations spread over the run: the quick stand-in for the long tests below."""
+    counts = killed_runs(root, tmp_path, "file", kills=6, stride=25)
+    assert counts["kills"] == counts["completed"] == 6 and not counts["different"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("streaming", "workers"), KINDS)
+def test_kills_at_random_moments(root, tmp_path, streaming, workers):
+    """50 kills of each kind of run, at any moment from the start of a session on."""
+    counts = killed_runs(root, tmp_path, "random", kills=50, streaming=streaming, workers=workers, seed=7)
+    assert counts["kills"] == 50 and counts["completed"] > 0 and not counts["different"]
+
+
+@pytest.mark.slow
+def test_kills_at_every_file_operation(root, tmp_path):
+    """Before each open for writing, rename and removal in the run's folder, from the first to the last."""
+    counts = killed_runs(root, tmp_path, "file", kills=10_000)
+    assert counts["while_writing"] > 50 and not counts["different"]

@@ -1,0 +1,207 @@
+"""What stops a run: Ctrl-C, a loss that is not finite, too little memory. Nothing is lost, and the message helps."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_default_data, make_trainer, state_of, tiny_model, write_recipe
+from transformers import TrainerCallback
+
+from vss_hf.training.interruption import TrainingInterrupted
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_default_data(tmp_path_factory.mktemp("data") / "videos")
+
+
+class Signals(TrainerCallback):
+    """Sends this process a signal in the middle of a step."""
+
+    def __init__(self, step: int, number: int):
+        self.step, self.number = step, number
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step + 1 == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_the_run_goes_on_exactly(root, tmp_path, number):
+    settings = dict(max_steps=5, ema_decay=0.9, save_strategy="steps", save_steps=100)
+    straight = make_trainer(root, tmp_path / "straight", **settings)
+    straight.train()
+
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    trainer = make_trainer(root, tmp_path / "run", **settings)
+    trainer.add_callback(Signals(3, number))
+    with pytest.raises(TrainingInterrupted, match="after step 3 of 5; saved in .*checkpoint-3; continue") as stop:
+        trainer.train()
+    assert stop.value.exit_code == 128 + number
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+    resumed = make_trainer(root, tmp_path / "run", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    for one, other in ((straight.model, resumed.model), (straight.ema, resumed.ema)):
+        for name, tensor in state_of(one).items():
+            assert torch.equal(tensor, state_of(other)[name]), name
+
+
+def test_second_signal_stops_at_once(root, tmp_path):
+    trainer = make_trainer(root, tmp_path, max_steps=5)
+    trainer.add_callback(Signals(2, signal.SIGINT))
+
+    class Again(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    trainer.add_callback(Again())
+    with pytest.raises(KeyboardInterrupt) as stop:
+        trainer.train()
+    assert not isinstance(stop.value, TrainingInterrupted)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_signal_in_the_last_step_is_no_interruption(root, tmp_path):
+    trainer = make_trainer(root, tmp_path, max_steps=2)
+    trainer.add_callback(Signals(2, signal.SIGINT))
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_ctrl_c_of_the_command(root, tmp_path):
+    """The real train.py: SIGINT, exit code 130, one line that says how to continue; the rest of the run follows."""
+    long_run = {"max_steps": 400, "eval_steps": 200, "save_steps": 200, "logging_steps": 1}
+    recipe = write_recipe(tmp_path / "recipe.yaml", root, tmp_path / "out", training=long_run)
+    train = Path(__file__).parents[2] / "train.py"
+    process = subprocess.Popen(
+        [sys.executable, train, recipe], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if "'loss'" in line:  # it trains
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("stopped after step ") and "--resume_from_checkpoint true" in last
+    assert "Traceback" not in errors
+    assert len(list((tmp_path / "out").glob("checkpoint-*"))) == 1
+
+
+# --- a loss that is not finite
+
+
+class Poisoned(torch.nn.Module):
+    """Makes the logits of chosen calls NaN, or only their gradient."""
+
+    def __init__(self, head: torch.nn.Module, calls: set[int], gradient_only: bool = False):
+        super().__init__()
+        self.head, self.calls, self.gradient_only, self.count = head, calls, gradient_only, 0
+
+    def forward(self, *inputs):
+        logits = self.head(*inputs)
+        if self.training:
+            self.count += 1
+            if self.count in self.calls and self.gradient_only:
+                logits.register_hook(lambda gradient: gradient * float("inf"))
+            elif self.count in self.calls:
+                logits = logits * float("nan")
+        return logits
+
+
+def poisoned_trainer(root, folder, calls, gradient_only=False, **settings):
+    model = tiny_model(root)
+    model.decode_head = Poisoned(model.decode_head, calls, gradient_only)
+    return make_trainer(root, folder, model=model, **settings)
+
+
+@pytest.mark.parametrize("gradient_only", [False, True])
+def test_nan_stops_with_the_names_of_the_frames(root, tmp_path, gradient_only):
+    """Step 3 of batches of two: draws 4 and 5, whose frames are those that the data set gives for them."""
+    trainer = poisoned_trainer(root, tmp_path, {3}, gradient_only, max_steps=5)
+    names = [trainer.train_dataset.name(draw) for draw in (4, 5)]
+    assert all(name.startswith("video ") for name in names)
+    what = "the gradient" if gradient_only else "the loss"
+    with pytest.raises(FloatingPointError, match=f"{what} of step 3 is not finite.*{names[0]}; {names[1]}; lower"):
+        trainer.train()
+    assert trainer.state.global_step == 2
+    assert all(torch.isfinite(tensor).all() for tensor in state_of(trainer.model).values())
+
+
+@pytest.mark.parametrize("gradient_only", [False, True])
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_nan_is_skipped_and_counted(root, tmp_path, gradient_only, max_grad_norm, recwarn):
+    """The weights are those before the step, moments too; then the run goes on, and remembers in its checkpoint."""
+    weights = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            weights.append({name: p.detach().clone() for name, p in kwargs["model"].named_parameters()})
+
+    settings = dict(max_steps=4, save_strategy="steps", save_steps=4, max_grad_norm=max_grad_norm)
+    settings["on_nonfinite_loss"] = "skip"
+    trainer = poisoned_trainer(root, tmp_path, {3}, gradient_only, **settings)
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert trainer.skipped_steps == 1
+    assert all(torch.equal(tensor, weights[2][name]) for name, tensor in weights[1].items())  # step 3 was skipped
+    assert not all(torch.equal(tensor, weights[3][name]) for name, tensor in weights[2].items())
+    assert json.loads((tmp_path / "checkpoint-4" / "run_state.json").read_text())["skipped_steps"] == 1
+
+
+def test_accumulated_step_with_one_bad_micro_batch_is_skipped_whole(root, tmp_path):
+    settings = dict(max_steps=1, on_nonfinite_loss="skip", gradient_accumulation_steps=3)
+    trainer = poisoned_trainer(root, tmp_path, {2}, **settings)
+    before = dict(trainer.model.named_parameters())
+    before = {name: p.detach().clone() for name, p in before.items()}
+    trainer.train()
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+
+
+def test_skipping_for_ever_is_an_error(root, tmp_path):
+    trainer = poisoned_trainer(root, tmp_path, set(range(1, 100)), max_steps=50, on_nonfinite_loss="skip")
+    with pytest.raises(FloatingPointError, match="and so were the 10 before: lower --learning_rate"):
+        trainer.train()
+    assert trainer.state.global_step == 10
+
+
+# --- memory
+
+
+OUT_OF_MEMORY = """
+import resource, sys, torch
+from pathlib import Path
+from tiny import make_trainer, tiny_model, training_data
+torch.set_num_threads(1)
+root, folder = Path(sys.argv[1]), Path(sys.argv[2])
+trainer = make_trainer(root, folder, model=tiny_model(root, channels=256), per_device_train_batch_size=32,
+                       data=training_data(root, crop_size=(256, 384)))
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + 700 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    trainer.train()
+except MemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_out_of_memory_says_what_to_turn_down(root, tmp_path):
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY, root, tmp_path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "out of memory in step 1 with input (32, 3, 256, 384)" in done.stdout
+    assert "--per_device_train_batch_size (now 32" in done.stdout

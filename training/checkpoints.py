@@ -1,0 +1,256 @@
+"""Checkpoint folders that are whole or not there.
+
+A checkpoint is written into a hidden neighbour (`.checkpoint-500.part`) and renamed when everything is on the disk;
+the last file in it lists all others with their sizes. So a process that is killed at any moment leaves either the new
+checkpoint or none, and a folder that lost files later (an aborted copy, a half-done deletion) is told from a whole
+one.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from vss_hf.files import full_disk_error, is_full_disk, write_json
+
+
+logger = logging.get_logger(__name__)
+
+MANIFEST = "checkpoint_files.json"
+RUN_STATE = "run_state.json"
+
+def checkpoint_path(output_dir: str | Path, step: int) -> Path:
+    """Folder of the checkpoint after `step` optimisation steps."""
+    return Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+# --- writing
+
+
+def partial_path(folder: Path) -> Path:
+    """Where a folder is written before it gets its name."""
+    return folder.with_name(f".{folder.name}.part")
+
+
+def commit_folder(partial: Path, folder: Path) -> None:
+    """Put a folder that was written as `partial` on the disk and give it its name, which another one may have."""
+    for path in [*sorted(partial.rglob("*")), partial]:
+        flush(path)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)  # two renames, as a folder with files in it cannot be replaced; see `clean_up`
+    os.rename(partial, folder)
+    flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """Yields an empty neighbour of a model folder; what is saved there replaces the files of the same names.
+
+    Until everything is saved the folder is as it was. Weights in files of other names (another number of shards) go.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    partial = partial_path(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        new = sorted(partial.iterdir())
+        for path in new:
+            flush(path)
+        for stale in set(folder.glob("model*.safetensors*")) - {folder / path.name for path in new}:
+            stale.unlink()
+        for path in new:
+            os.replace(path, folder / path.name)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if is_full_disk(error):
+            shutil.rmtree(partial)
+            raise full_disk_error(folder) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_manifest(folder: Path) -> None:
+    """List all files of a checkpoint; the last thing to be written into it."""
+    files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    write_json(folder / MANIFEST, {"written_ns": time.time_ns(), "files": files})
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk: a rename may get there before the contents."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def clean_up(output_dir: str | Path) -> None:
+    """Remove what killed runs left, and give back its name to a folder that was being replaced."""
+    for left in [*Path(output_dir).glob(".*.part"), *Path(output_dir).glob(".*.removed")]:
+        if left.is_dir():
+            shutil.rmtree(left)
+    for old in Path(output_dir).glob(".*.old"):
+        folder = old.with_name(old.name[1 : -len(".old")])
+        if old.is_dir() and not folder.exists():
+            os.rename(old, folder)
+        elif old.is_dir():
+            shutil.rmtree(old)
+
+
+def rotate(output_dir: str | Path, limit: int | None, best_step: int | None) -> None:
+    """Remove the oldest checkpoints beyond `limit`, but neither the newest nor the best.
+
+    transformers' own rotation goes by the folders' times, and a removal that was cut short makes a folder look new.
+    """
+    folders = checkpoints_by_age(output_dir)
+    if not limit or not folders:
+        return
+    kept = {folders[-1], checkpoint_path(output_dir, best_step or -1)}
+    excess = len(folders) - max(limit, len(kept & set(folders)))
+    for folder in [folder for folder in folders if folder not in kept][: max(0, excess)]:
+        removed = folder.with_name(f".{folder.name}.removed")
+        shutil.rmtree(removed, ignore_errors=True)
+        os.rename(folder, removed)  # so that it is gone at once, or not at all
+        shutil.rmtree(removed)
+
+
+def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None, ema: nn.Module | None) -> int:
+    """About how much disk a checkpoint takes: model, optimizer state and average."""
+    modules = [module for module in (model, ema) if module is not None]
+    total = sum(tensor.nbytes for module in modules for tensor in module.state_dict().values())
+    if optimizer is not None:
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        total += sum(value.nbytes for value in states if isinstance(value, torch.Tensor))
+    return total
+
+
+# --- finding
+
+
+def damage(folder: Path) -> str | None:
+    """What keeps a checkpoint from being whole; None: nothing."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return f"{MANIFEST} is missing"
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is damaged"
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, expected {size}"
+    if TRAINER_STATE_NAME not in files:
+        return f"{TRAINER_STATE_NAME} is missing"
+    return None
+
+
+def checkpoints_by_age(output_dir: str | Path) -> list[Path]:
+    """All checkpoints of a run, the one that was written last at the end; damaged ones come first."""
+    named = [p for p in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.split("-", 1)[1].isdigit()]
+    return [folder for _, folder in sorted((written_at(folder), folder) for folder in named if folder.is_dir())]
+
+
+def written_at(folder: Path) -> int:
+    """When a checkpoint was finished, in nanoseconds; 0 for a damaged one. (A folder's own time can change later.)"""
+    if damage(folder):
+        return 0
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("written_ns", 0)
+
+
+def newest_checkpoint(output_dir: str | Path) -> Path | None:
+    """The whole checkpoint that was written last; damaged ones are passed over with a warning."""
+    whole = None
+    for folder in checkpoints_by_age(output_dir):
+        problem = damage(folder)
+        if problem:
+            logger.warning(f"{folder} is passed over: {problem}")
+        else:
+            whole = folder
+    return whole
+
+
+def find_checkpoint(wanted: str | bool, output_dir: str | Path) -> Path:
+    """The checkpoint to continue from.
+
+    Args:
+        wanted: a folder; True (or "true"): the newest whole one in `output_dir`.
+        output_dir: of the run.
+
+    Raises:
+        FileNotFoundError: there is none, or the given one is not whole.
+    """
+    if wanted is True or str(wanted).lower() == "true":
+        newest = newest_checkpoint(output_dir)
+        if newest is None:
+            raise FileNotFoundError(f"--resume_from_checkpoint: no checkpoint in {output_dir}")
+        return newest
+    folder = Path(str(wanted))
+    problem = damage(folder)
+    if problem:
+        example = checkpoint_path(output_dir, 500)
+        raise FileNotFoundError(
+            f"--resume_from_checkpoint {folder}: not a whole checkpoint ({problem}); "
+            f"expected a folder such as {example}"
+        )
+    return folder
+
+
+# --- does it belong to this run?
+
+
+def check_same_model(folder: Path, config: Any) -> None:
+    """Raise when the checkpoint holds another architecture or class list than the run's model."""
+    saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind = type(config)
+    if saved.get("model_type") != kind.model_type:
+        ours, theirs, fields = {"model_type": kind.model_type}, saved, ["model_type"]
+    else:
+        ours, theirs = config.to_dict(), kind.from_dict(saved).to_dict()
+        # What the architecture itself defines: the rest says how the model is run or where it came from.
+        fields = ["id2label", *sorted(set(kind.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))]
+    for field in fields:
+        if theirs.get(field) == ours.get(field):
+            continue
+        raise ValueError(
+            f"--resume_from_checkpoint {folder}: {field} is {shortened(theirs.get(field))} there and "
+            f"{shortened(ours.get(field))} in this run; continue with the recipe that it was made with, or start "
+            f"a new run from its weights with --model.init_from {folder}"
+        )
+
+
+def shortened(value: Any, longest: int = 120) -> str:
+    """A value for an error message."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def check_same_data(folder: Path, saved: dict[str, int], ours: dict[str, int]) -> None:
+    """Raise when the order of the training samples is not the one that the checkpoint belongs to."""
+    what = {"seed": "--data_seed (or --seed)", "num_samples": "the number of training frames"}
+    for field, name in what.items():
+        if saved[field] != ours[field]:
+            raise ValueError(
+                f"--resume_from_checkpoint {folder}: {name} was {saved[field]} and is {ours[field]} now, so the run "
+                f"cannot go on where it stopped; set it back, or start a new run with --model.init_from {folder}"
+            )
