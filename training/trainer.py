@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
+from vss_hf.data.workers import end_with_parent
 from vss_hf.files import full_disk_error, is_full_disk, write_json
 from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.processes import failing_together, take_from_first
@@ -137,6 +138,7 @@ class VSSTrainer(PushesModelFolder, Trainer):
             # Its own: drawing from torch's global generator would change the model's random numbers after a resume.
             generator=torch.Generator().manual_seed(self.args.draw_seed),
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=end_with_parent,
         )
         order = DrawOrder(
             seed=self.args.draw_seed,

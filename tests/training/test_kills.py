@@ -6,8 +6,10 @@ schedule with warm-up, dropout, evaluation, and a checkpoint after each step, so
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,14 +30,32 @@ def killed_runs(root, folder, moment, kills, streaming=False, workers=0, seed=0,
     options = {"kills": kills, "streaming": int(streaming), "workers": workers, "seed": seed, "stride": stride}
     command += [word for name, value in options.items() for word in (f"--{name}", value)]
     path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
-    done = subprocess.run(
-        [str(word) for word in command],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    log = folder / "log.txt"
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+            start_new_session=True,  # its process group holds the runs and all that they started
+        )
+        process.wait()
+    assert process.returncode == 0, log.read_text()
+    assert nothing_left(process.pid), "processes of killed runs are still there"
+    return json.loads(log.read_text().splitlines()[-1])
+
+
+def nothing_left(group: int, patience: float = 10.0) -> bool:
+    """Whether a process group is empty, or becomes so soon: the workers of a killed run must not outlive it."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    os.killpg(group, signal.SIGKILL)
+    return False
 
 
 def test_a_few_kills(root, tmp_path):

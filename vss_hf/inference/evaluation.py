@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vss_hf.data.labels import ClassList
 from vss_hf.data.vspw import VSPWVideo, read_image, read_mask, scan_split
+from vss_hf.data.workers import end_with_parent
 from vss_hf.metrics import ConfusionMatrix, VideoConsistency, sum_over_processes
 
 from .processes import check_same_everywhere, failing_together, is_first, largest, own_share, rank_and_world
@@ -176,7 +177,9 @@ def evaluate_model(
     reader = FrameReader(videos, share_of(videos, root, split))
     seconds = 0.0
     with failing_together():
-        batches = DataLoader(reader, batch_size, num_workers=num_workers, collate_fn=list)
+        batches = DataLoader(
+            reader, batch_size, num_workers=num_workers, collate_fn=list, worker_init_fn=end_with_parent
+        )
         frames_in_order = flatten(batches)
         if progress and is_first():
             frames_in_order = progress(frames_in_order, len(reader))
