@@ -11,17 +11,6 @@ from torch.optim.swa_utils import AveragedModel
 from .sharded import whole
 
 
-def ema_step(
-    average: torch.Tensor, current: torch.Tensor, num_averaged: torch.Tensor | int, decay: float
-) -> torch.Tensor:
-    """One update of one tensor. The decay is lower at the start, so that the initial weights are soon forgotten."""
-    if not average.is_floating_point():
-        return current  # counters such as num_batches_tracked are copied: an average of them has no meaning
-    # The decay is min(decay, (1 + n) / (10 + n)); this is 1 minus it, as a tensor: reading n would wait for the GPU.
-    weight = (9 / (10 + torch.as_tensor(num_averaged, device=average.device))).clamp(min=1 - decay)
-    return torch.lerp(average, current.to(average.dtype), weight.to(average.dtype))
-
-
 class EMA(AveragedModel):
     """torch's AveragedModel with a decay that warms up, of whole tensors also when the model is sharded.
 
@@ -39,11 +28,17 @@ class EMA(AveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Follow the model by one step. A sharded one (FSDP2) is gathered for it: every process must call this."""
+        # The decay is min(decay, (1 + n) / (10 + n)): lower at first, so that the initial weights are soon forgotten.
+        # This is 1 minus it, and 1 in the first step; as a tensor, because reading n would wait for the GPU.
+        weight = (9 / (10 + self.n_averaged)).clamp(min=1 - self.decay)
+        weight = torch.where(self.n_averaged == 0, torch.ones_like(weight), weight)
         averages = chain(self.module.parameters(), self.module.buffers())
-        first = bool(self.n_averaged == 0)
         for average, current in zip(averages, chain(model.parameters(), model.buffers()), strict=True):
             current = whole(current.detach()).to(average.device)
-            average.copy_(current if first else ema_step(average, current, self.n_averaged, self.decay))
+            if average.is_floating_point():
+                average.lerp_(current.to(average.dtype), weight.to(average.dtype))
+            else:
+                average.copy_(current)  # counters such as num_batches_tracked: an average of them has no meaning
         self.n_averaged += 1
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # SIGTERM: what schedulers send before they take the machine away
+ECHO_SECONDS = 2.0  # torchrun passes on the Ctrl-C that its processes have received from the terminal already
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -37,17 +39,24 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within this context the first signal only sets the request; the second one acts as it always does."""
+        """Within this context a signal only sets the request; a second one, a while later, acts as it always does."""
         self.signal_number = None
         if threading.current_thread() is not threading.main_thread():
             yield  # Python delivers signals to the main thread only
             return
         before = {number: signal.getsignal(number) for number in SIGNALS}
 
+        first = 0.0
+
         def request(number, frame):
-            self.signal_number = number
-            for each, handler in before.items():
-                signal.signal(each, handler)
+            nonlocal first
+            if self.signal_number is not None:
+                if time.monotonic() - first > ECHO_SECONDS:
+                    for each, handler in before.items():
+                        signal.signal(each, handler)
+                    signal.raise_signal(number)
+                return
+            self.signal_number, first = number, time.monotonic()
             logger.warning(
                 f"{signal.Signals(number).name}: the run stops after this step and saves a checkpoint (again: at once)"
             )

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 from tiny import make_default_data, make_trainer, state_of, tiny_model, write_recipe
 from transformers import TrainerCallback
 
+from vss_hf.training import interruption
+from vss_hf.training.checkpoints import newest_checkpoint
 from vss_hf.training.interruption import TrainingInterrupted
 
 
@@ -52,7 +55,8 @@ def test_signal_saves_and_the_run_goes_on_exactly(root, tmp_path, number):
             assert torch.equal(tensor, state_of(other)[name]), name
 
 
-def test_second_signal_stops_at_once(root, tmp_path):
+def test_second_signal_stops_at_once(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(interruption, "ECHO_SECONDS", 0.0)
     trainer = make_trainer(root, tmp_path, max_steps=5)
     trainer.add_callback(Signals(2, signal.SIGINT))
 
@@ -68,6 +72,16 @@ def test_second_signal_stops_at_once(root, tmp_path):
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+def test_a_launcher_that_repeats_the_signal_does_no_harm(root, tmp_path):
+    """torchrun sends its processes the SIGINT once more that the terminal has sent to all of them."""
+    trainer = make_trainer(root, tmp_path, max_steps=5)
+    trainer.add_callback(Signals(2, signal.SIGINT))
+    trainer.add_callback(Signals(2, signal.SIGINT))
+    with pytest.raises(TrainingInterrupted):
+        trainer.train()
+    assert (tmp_path / "checkpoint-2").is_dir()
+
+
 def test_signal_in_the_last_step_is_no_interruption(root, tmp_path):
     trainer = make_trainer(root, tmp_path, max_steps=2)
     trainer.add_callback(Signals(2, signal.SIGINT))
@@ -81,7 +95,7 @@ def test_ctrl_c_of_the_command(root, tmp_path):
     recipe = write_recipe(tmp_path / "recipe.yaml", root, tmp_path / "out", training=long_run)
     train = Path(__file__).parents[2] / "train.py"
     process = subprocess.Popen(
-        [sys.executable, train, recipe], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-u", train, recipe], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     for line in process.stdout:
         if "'loss'" in line:  # it trains
@@ -93,6 +107,37 @@ def test_ctrl_c_of_the_command(root, tmp_path):
     assert last.startswith("stopped after step ") and "--resume_from_checkpoint true" in last
     assert "Traceback" not in errors
     assert len(list((tmp_path / "out").glob("checkpoint-*"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_ctrl_c_of_a_launcher(root, tmp_path, launcher):
+    """Ctrl-C reaches the launcher and its processes alike; they save together, and the run goes on."""
+    steps = {"max_steps": 4000, "eval_steps": 4000, "save_steps": 4000, "logging_steps": 1}
+    recipe = write_recipe(tmp_path / "recipe.yaml", root, tmp_path / "out", training=steps)
+    launch = {
+        "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"],
+        "accelerate": ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1"],
+    }[launcher]
+    log = tmp_path / "log.txt"
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            [sys.executable, *launch, Path(__file__).parents[2] / "train.py", recipe],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+        )
+        while "'loss'" not in log.read_text():  # until it trains
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) != 0
+    end = time.monotonic() + 30  # accelerate's launcher does not wait for its process
+    while newest_checkpoint(tmp_path / "out") is None and time.monotonic() < end:
+        time.sleep(0.2)
+    stopped = newest_checkpoint(tmp_path / "out")
+    assert stopped is not None and stopped.name != "checkpoint-4000", log.read_text()
 
 
 # --- a loss that is not finite
