@@ -4,12 +4,16 @@ Paper: Yuan, Chen, Wang, "Object-Contextual Representations for Semantic Segment
 BetterThing (Chen et al., "Semantic Segmentation on VSPW Dataset through Aggregation of Transformer Models", 2021).
 """
 
+import math
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+
+MOST_BLOCKS = 1000  # a damaged number here would build modules until the memory is full
+MOST_LABELS = 2**16  # transformers makes a name for each, whatever the number
 
 # Swin sizes: Liu et al. 2021, Table 7. Head widths: L is BetterThing's (they give 540 GFLOPs at 480x853: the 1x1
 # coarse head and OCR 1024/512); T, S, B have no published counterpart and take the usual 512/256.
@@ -64,6 +68,9 @@ class OCRNetConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any):
         refuse_misspelt(type(self), kwargs)
+        count = kwargs.get("num_labels", 1)
+        if type(count) is not int or not 1 <= count <= MOST_LABELS:
+            raise ValueError(f"OCRNetConfig.num_labels={count!r}: expected a whole number from 1 to {MOST_LABELS}")
         if self.backbone_config is None:
             self.backbone_config = swin_backbone_config("ocrnet-swin-tiny")
         elif isinstance(self.backbone_config, dict):
@@ -76,12 +83,16 @@ class OCRNetConfig(PreTrainedConfig):
         """`label2id` follows `id2label`, also in `from_pretrained(folder, id2label=...)`."""
         super().__setattr__(name, value)
         if name == "id2label" and value is not None:
+            check_class_names(value)
             self.label2id = {label: int(index) for index, label in value.items()}
 
     def validate_indices(self):
         """Part of `@strict`: the heads can only read maps that the backbone returns."""
         assert isinstance(self.backbone_config, PreTrainedConfig)  # since __post_init__
-        count = len(self.backbone_config.out_indices)
+        count = len(getattr(self.backbone_config, "out_indices", None) or ())
+        if not count:
+            kind = self.backbone_config.model_type
+            raise ValueError(f"OCRNetConfig.backbone_config: {kind!r} is no backbone; expected e.g. swin or resnet")
         for field in ("in_indices", "coarse_in_indices"):
             indices = getattr(self, field)
             bad = [index for index in indices or [] if not 0 <= index < count]
@@ -97,15 +108,32 @@ class OCRNetConfig(PreTrainedConfig):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"OCRNetConfig.{field}={value}: expected at least 1")
+        if self.coarse_num_convs > MOST_BLOCKS:
+            raise ValueError(f"OCRNetConfig.coarse_num_convs={self.coarse_num_convs}: expected at most {MOST_BLOCKS}")
+        for field in ("depths", "num_hidden_layers"):
+            blocks = getattr(self.backbone_config, field, None)
+            counts = list(blocks) if isinstance(blocks, (list, tuple)) else [blocks]
+            if sum(count for count in counts if isinstance(count, int)) > MOST_BLOCKS:
+                raise ValueError(f"OCRNetConfig.backbone_config.{field}={blocks}: more than {MOST_BLOCKS} blocks")
         if self.coarse_kernel_size % 2 != 1 or self.coarse_kernel_size < 1:
             raise ValueError(f"OCRNetConfig.coarse_kernel_size={self.coarse_kernel_size}: expected an odd number")
         if not 0 <= self.classifier_dropout < 1:
             raise ValueError(f"OCRNetConfig.classifier_dropout={self.classifier_dropout}: expected 0 <= value < 1")
         for field in ("auxiliary_loss_weight", "initializer_range"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"OCRNetConfig.{field}={getattr(self, field)}: expected at least 0")
+            if not 0 <= getattr(self, field) < math.inf:  # nan is not at least 0 either
+                raise ValueError(f"OCRNetConfig.{field}={getattr(self, field)}: expected a finite number, at least 0")
         if not 0 <= self.ignore_index <= 255:
             raise ValueError(f"OCRNetConfig.ignore_index={self.ignore_index}: expected 0..255")
+
+    def validate_switches(self):
+        """Part of `@strict`: transformers takes anything here, and stumbles over it at the first image."""
+        for place, config in (("", self), ("backbone_config.", self.backbone_config)):
+            for field in ("output_hidden_states", "output_attentions", "return_dict"):
+                value = getattr(config, field, None)
+                if not isinstance(value, bool | None):
+                    raise ValueError(f"OCRNetConfig.{place}{field}={value!r}: expected true or false")
+        if not getattr(self.backbone_config, "return_dict", True):
+            raise ValueError("OCRNetConfig.backbone_config.return_dict must be true: the heads ask for maps by name")
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "OCRNetConfig":
@@ -141,6 +169,15 @@ def backbone_config_from_dict(fields: dict[str, Any]) -> PreTrainedConfig:
             f"'timm_backbone' with 'backbone': <timm name>; found the fields {sorted(fields)}"
         )
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def check_class_names(id2label: Any) -> None:
+    """Raise unless `id2label` maps whole numbers to names."""
+    if not isinstance(id2label, dict):
+        raise ValueError(f"id2label is a {type(id2label).__name__}; expected class numbers with their names")
+    for index, label in id2label.items():
+        if not str(index).isdecimal() or not isinstance(label, str):
+            raise ValueError(f"id2label holds {index!r}: {label!r}; expected a class number with its name")
 
 
 def refuse_misspelt(config_class: type[PreTrainedConfig], unknown: dict[str, Any]) -> None:

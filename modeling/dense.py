@@ -80,6 +80,8 @@ def _upsampled_blocks(image: Tensor, size: tuple[int, int], align_corners: bool)
     source = _source_coordinates(in_height, height, align_corners, torch.empty(0, dtype=image.dtype)).tolist()
 
     block_bytes = _BLOCK_BYTES_CPU if image.device.type == "cpu" else _BLOCK_BYTES_ACCELERATOR
+    if width == 0:
+        return  # no pixels, no blocks
     block_rows = max(1, block_bytes // (num_labels * width * image.element_size()))
     for start in range(0, height, block_rows):
         rows = slice(start, min(start + block_rows, height))
@@ -351,8 +353,10 @@ def upsampled_confusion(
 
 
 def _check_logits(logits: Tensor) -> None:
-    if logits.ndim != 4 or not logits.is_floating_point():
-        raise ValueError(f"logits must be floating point (B, K, h, w), got {logits.dtype} {tuple(logits.shape)}")
+    if logits.ndim != 4 or not logits.is_floating_point() or 0 in logits.shape[1:]:
+        raise ValueError(
+            f"logits must be floating point (B, K, h, w) with K, h, w >= 1, got {logits.dtype} {tuple(logits.shape)}"
+        )
 
 
 def _checked_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:

@@ -4,6 +4,10 @@ Two backends with equal settings: torchvision (default) and PIL (chosen by AutoI
 absent, or by `backend="pil"`).
 """
 
+import math
+from difflib import get_close_matches
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import BatchFeature
@@ -16,6 +20,11 @@ from transformers.image_utils import (
 )
 
 from .dense import upsampled_argmax
+
+
+SWITCHES = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
+LARGEST_SIDE = 2**14
+LARGEST_LABEL = 2**24  # up to here resizing, which goes through float32, keeps whole numbers
 
 
 class SegmentationProcessing:
@@ -37,12 +46,17 @@ class SegmentationProcessing:
     do_normalize = True
     rescale_factor = 1 / 255
 
+    def __init__(self, **kwargs: Any):
+        refuse_misspelt(kwargs, self.valid_kwargs.__annotations__)
+        super().__init__(**kwargs)
+        check_settings(self)
+
     def preprocess(self, images: ImageInput, segmentation_maps: ImageInput | None = None, **kwargs) -> BatchFeature:
         """Prepare images, and label maps where given.
 
         Args:
             images: one or several images (PIL, numpy or torch; uint8 0..255).
-            segmentation_maps: as many label maps (height, width), already 0..num_labels-1 and 255; `vss_hf.data`
+            segmentation_maps: as many label maps (height, width), integers 0..num_labels-1 and 255; `vss_hf.data`
                 converts files. They are resized like the images, with the nearest label.
             kwargs: settings for this call, e.g. `do_resize`, `size`, `return_tensors`, `device`.
 
@@ -51,12 +65,13 @@ class SegmentationProcessing:
             width) int64.
 
         Raises:
-            ValueError: when there are not as many maps as images.
+            ValueError: when there are not as many maps as images, or one is no (height, width) map of labels.
         """
         features = super().preprocess(images, **kwargs)
         if segmentation_maps is not None:
             several = isinstance(segmentation_maps, (list, tuple))
-            maps = [np.asarray(m)[None] for m in (segmentation_maps if several else [segmentation_maps])]  # (1, H, W)
+            maps = segmentation_maps if several else [segmentation_maps]
+            maps = [label_array(values, f"segmentation_maps[{i}]")[None] for i, values in enumerate(maps)]  # (1, H, W)
             if len(maps) != len(features["pixel_values"]):
                 images_given = len(features["pixel_values"])
                 raise ValueError(f"{len(maps)} segmentation_maps for {images_given} images; give one per image")
@@ -90,6 +105,59 @@ class SegmentationProcessing:
             upsampled_argmax(image_logits[None], (int(height), int(width)))[0]
             for image_logits, (height, width) in zip(logits, sizes, strict=True)
         ]
+
+
+def label_array(values: Any, name: str) -> np.ndarray:
+    """A label map as uint8 (H, W), or int32 where a label is above 255; `name` is how errors call it."""
+    array = np.asarray(values)
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "iub":
+        raise ValueError(
+            f"{name} is {array.dtype} {array.shape}; a label map holds one integer per pixel, (height, width); "
+            "a coloured picture of labels cannot be used"
+        )
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > LARGEST_LABEL:
+        raise ValueError(f"{name} holds values from {low} to {high}; labels are 0..num_labels-1, and 255 is ignored")
+    return array.astype(np.uint8 if high <= 255 else np.int32)
+
+
+def refuse_misspelt(settings: dict[str, Any], known: Any) -> None:
+    """Raise for an unknown setting that resembles one which is not given: transformers ignores it silently."""
+    absent = [name for name in known if name not in settings]
+    for key in settings:
+        if key not in known and (near := get_close_matches(key, absent, n=1, cutoff=0.75)):
+            raise ValueError(f"the image processor has no setting '{key}'; did you mean '{near[0]}'?")
+
+
+def check_settings(processor: Any) -> None:
+    """Raise for a setting outside its range; transformers looks at those of a call only, not at those of a file."""
+    known_filters = [int(choice) for choice in PILImageResampling]
+    size = dict(processor.size or {})
+    allowed = {
+        **{name: (isinstance(getattr(processor, name), bool), "true or false") for name in SWITCHES},
+        "rescale_factor": (are_numbers([processor.rescale_factor], above=0), "a number above 0"),
+        "image_mean": (are_rgb(processor.image_mean), "three numbers"),
+        "image_std": (are_rgb(processor.image_std, above=0), "three numbers above 0"),
+        "resample": (processor.resample in known_filters, f"one of {known_filters}"),
+        "size": (
+            bool(size) and all(type(v) is int and 1 <= v <= LARGEST_SIDE for v in size.values()),
+            f"whole numbers from 1 to {LARGEST_SIDE}",
+        ),
+    }
+    for name, (fits, expected) in allowed.items():
+        if not fits:
+            found = size if name == "size" else getattr(processor, name)
+            raise ValueError(f"image processor: {name} is {found!r}; expected {expected}")
+
+
+def are_rgb(values: Any, above: float = -math.inf) -> bool:
+    """Whether a setting holds three finite numbers."""
+    return isinstance(values, (list, tuple)) and len(values) == 3 and are_numbers(values, above)
+
+
+def are_numbers(values: Any, above: float = -math.inf) -> bool:
+    """Whether all are finite numbers above a limit."""
+    return all(type(value) in (int, float) and above < value < math.inf for value in values)
 
 
 class VSSImageProcessor(SegmentationProcessing, TorchvisionBackend):

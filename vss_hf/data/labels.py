@@ -8,6 +8,7 @@ the package changes label values. This module needs numpy only.
 from __future__ import annotations
 
 import json
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,12 +126,14 @@ def _read_label_file(path: Path) -> dict[str, int]:
     try:
         # pairs, because a JSON object with a doubled name would silently keep the last one only
         pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=lambda pairs: pairs)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits and brackets without end
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
         raise ValueError(f'{path}: must be one JSON object {{"name": disk id}}, found {type(pairs).__name__}')
     ids: dict[str, int] = {}
     for name, disk_id in pairs:
+        if not _is_name(name):
+            raise ValueError(f"{path}: {name!r} is no class name; expected text without control characters")
         if isinstance(disk_id, bool) or not isinstance(disk_id, int):
             raise ValueError(f"{path}: {name!r} has id {disk_id!r}; ids are whole numbers, classes 1..254")
         void_name = name.strip().lower() in _VOID_NAMES
@@ -144,6 +147,11 @@ def _read_label_file(path: Path) -> dict[str, int]:
     if not ids:
         raise ValueError(f"{path}: holds no class (ids 1..254)")
     return ids
+
+
+def _is_name(name: str) -> bool:
+    """Whether people and files can take a class name: not blank, no control characters, no half characters."""
+    return bool(name.strip()) and not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name)
 
 
 def _colour_of(disk_id: int) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ Letters: T frames of a clip, (H, W) the decoded frame, (h, w) the network's inpu
 """
 
 import math
+import sys
 from dataclasses import dataclass, fields
 
 import torch
@@ -26,7 +27,9 @@ SCALE_MODES = ("betterthing", "range", "none")
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # false for nan too; math.isfinite fails on whole numbers of 400 digits
 
 
 def _is_size(value: object) -> bool:
@@ -348,8 +351,9 @@ def _place(sample: dict) -> str:
 
 def _frames_of(sample: dict) -> torch.Tensor:
     frames = sample.get("frames")
-    if not isinstance(frames, torch.Tensor) or frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
-        found = f"{frames.dtype} {tuple(frames.shape)}" if isinstance(frames, torch.Tensor) else type(frames).__name__
+    is_tensor = isinstance(frames, torch.Tensor)
+    if not is_tensor or frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or not frames.numel():
+        found = f"{frames.dtype} {tuple(frames.shape)}" if is_tensor else type(frames).__name__
         raise ValueError(f"{_place(sample)}: 'frames' is {found}; it must be a uint8 tensor (num_frames, 3, H, W)")
     return frames
 
@@ -358,7 +362,8 @@ def _labels_of(sample: dict) -> torch.Tensor:
     if "labels" not in sample:
         raise ValueError(f"{_place(sample)} has no 'labels'; training needs a split with masks (train or val)")
     labels, size = sample["labels"], tuple(sample["frames"].shape[-2:])
-    if labels.dtype != torch.uint8 or tuple(labels.shape) != size:
-        found = f"{labels.dtype} {tuple(labels.shape)}"
+    is_tensor = isinstance(labels, torch.Tensor)
+    if not is_tensor or labels.dtype != torch.uint8 or tuple(labels.shape) != size:
+        found = f"{labels.dtype} {tuple(labels.shape)}" if is_tensor else type(labels).__name__
         raise ValueError(f"{_place(sample)}: 'labels' is {found}; it must be uint8 {size}, the size of its frame")
     return labels

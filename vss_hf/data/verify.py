@@ -21,7 +21,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .labels import IGNORE_INDEX, LABEL_FILE, VSPW, ClassList
-from .vspw import IMAGE_SUFFIXES, NotIndicesError, list_images, open_image, open_mask, read_split
+from .vspw import (
+    IMAGE_SUFFIXES,
+    NotIndicesError,
+    check_frame_mode,
+    list_images,
+    naming_damage,
+    open_image,
+    open_mask,
+    read_split,
+)
 
 
 # videos and frames of VSPW as published; 251,633 frames in all
@@ -119,7 +128,7 @@ class VerifyReport:
         totals = {split: max(1, sum(c.class_pixels.values()) + c.void_pixels) for split, c in labelled.items()}
         for name in next(iter(labelled.values())).class_pixels:
             shares = (f"{c.class_pixels[name] / totals[s]:.2%} ({c.class_videos[name]})" for s, c in labelled.items())
-            table.add_row(escape(name), *shares)
+            table.add_row(escape(_shown(name)), *shares)
         table.add_row("(void)", *(f"{c.void_pixels / totals[split]:.2%}" for split, c in labelled.items()))
         return table
 
@@ -135,8 +144,9 @@ def verify_dataset(
 
     Errors: no class list, a list file that cannot be used, missing or doubled videos, a video in several splits, a
     frame without its mask (in a split with masks), a mask of another size than its frame, masks that hold no indices,
-    unreadable files. Warnings: masks without a frame, folders in no list, mask values outside the class list (training
-    ignores them), videos whose frames change size, and counts that are not the official ones of VSPW.
+    labelled videos whose frames change size, unreadable files. Warnings: masks without a frame, folders in no list,
+    mask values outside the class list (training ignores them), unlabelled videos whose frames change size, and counts
+    that are not the official ones of VSPW.
 
     Args:
         root: the data set folder.
@@ -183,7 +193,7 @@ def _read_classes(root: Path, report: VerifyReport) -> ClassList | None:
 
 def _read_lists(root: Path, splits: Sequence[str] | None, report: VerifyReport) -> dict[str, list[str]]:
     """The video names of each wanted list, each once. Compares the lists with each other and with the folders."""
-    present = [split for split in OFFICIAL_COUNTS if os.path.isfile(root / f"{split}.txt")]
+    present = [split for split in OFFICIAL_COUNTS if os.path.lexists(root / f"{split}.txt")]  # a broken link too
     wanted = list(dict.fromkeys(splits)) if splits is not None else present
     if not wanted:
         found = "has none of train.txt, val.txt, test.txt" if os.path.isdir(root) else "is no folder"
@@ -276,7 +286,8 @@ def _check_video(folder: Path, classes: ClassList | None) -> _VideoCheck:
         for stem, size in sizes.items():
             if size != (width, height):
                 detail = f"{size[0]}x{size[1]} pixels, most frames of the video have {width}x{height}"
-                check.warn("frame_size_changes", frames[stem], f"{detail}; clips across the change cannot be stacked")
+                tell = check.error if masks else check.warn  # evaluation compares neighbours in a labelled video
+                tell("frame_size_changes", frames[stem], f"{detail}; frames across the change cannot be compared")
     return check
 
 
@@ -285,8 +296,10 @@ def _check_frame(check: _VideoCheck, path: Path) -> tuple[int, int] | None:
     try:
         with open_image(path) as image:
             size = image.size
+            check_frame_mode(path, image)
             image.draft("L", (1, 1))  # JPEG: all data is still parsed, but an eighth of the height and width is made
-            image.load()
+            with naming_damage(path):
+                image.load()
     except Exception as error:  # PIL has no common error for damaged files, and this check must go on
         check.error(_kind_of(path, error), path, _message(error))
         return None

@@ -45,6 +45,7 @@ class VideoSegmenter:
         """
         settings: dict[str, Any] = {} if revision is None else {"revision": revision}
         model = load_strictly(AutoModelForSemanticSegmentation, source, **settings)
+        model.config.return_dict = True  # outputs are read by name here, whatever the file says
         processor = load_processor(source, **settings)
         return cls(model, processor, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 

@@ -15,7 +15,7 @@ def as_label_map(values: Any, name: str) -> torch.Tensor:
         name: how errors call it.
 
     Raises:
-        ValueError: the values are not integers.
+        ValueError: the values are not integers, or need more than 64 bits with sign, or an image has several channels.
     """
     if isinstance(values, torch.Tensor):
         if values.is_floating_point() or values.is_complex():
@@ -24,6 +24,9 @@ def as_label_map(values: Any, name: str) -> torch.Tensor:
             )
         labels = values
     else:
+        bands = getattr(values, "getbands", tuple)()  # of a PIL image: RGB values are no labels, whatever their dtype
+        if len(bands) > 1:
+            raise ValueError(f"{name} is an image of mode {values.mode}; label maps have one channel (mode L or P)")
         array = np.asarray(values)
         if array.dtype.kind not in "iub":
             raise ValueError(
@@ -34,7 +37,10 @@ def as_label_map(values: Any, name: str) -> torch.Tensor:
     if labels.dtype is torch.bool:
         return labels.to(torch.uint8)
     if labels.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has few operations for these
-        return labels.to(torch.int64)
+        wide = labels.to(torch.int64)
+        if wide.numel() and wide.min() < 0:  # from 2^63 up the value wrapped round
+            raise ValueError(f"{name} hold values from 2^63 up; label maps hold small numbers")
+        return wide
     return labels
 
 
@@ -47,3 +53,11 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     total = values.cuda() if on_cpu and dist.get_backend() == "nccl" else values.clone()
     dist.all_reduce(total)
     return total.to(values.device)
+
+
+def equals(labels: torch.Tensor, value: int) -> torch.Tensor:
+    """`labels == value`, also where the value does not fit the dtype: torch would compare -100 as 156 in uint8."""
+    limits = torch.iinfo(labels.dtype)
+    if not limits.min <= value <= limits.max:
+        return torch.zeros_like(labels, dtype=torch.bool)
+    return labels == value

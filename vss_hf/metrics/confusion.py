@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._tensors import as_label_map, sum_over_processes
+from ._tensors import as_label_map, equals, sum_over_processes
 
 
 PROTOCOLS = ("vspw", "evaluate")
@@ -181,7 +181,7 @@ class ConfusionMatrix:
 
     def _update_wide(self, predictions: torch.Tensor, references: torch.Tensor) -> None:
         """Counts maps with values outside 0..255, for example an ignore_index of -100 or more than 256 classes."""
-        kept = references != self.ignore_index
+        kept = ~equals(references, self.ignore_index)
         references, predictions = references[kept].long(), predictions[kept].long()  # (pixels,)
         void_is_class = 0 <= self.ignore_index < self.num_labels
         missed = torch.zeros_like(predictions, dtype=torch.bool) if void_is_class else predictions == self.ignore_index
@@ -255,7 +255,7 @@ def _as_pair(predictions: Any, references: Any) -> tuple[torch.Tensor, torch.Ten
 def _narrow(labels: torch.Tensor) -> torch.Tensor:
     if labels.dtype is torch.uint8 or labels.numel() == 0:
         return labels.to(torch.uint8)
-    low, high = torch.aminmax(labels)
+    low, high = map(int, torch.aminmax(labels))  # as Python numbers: an int8 tensor compares 256 as 0
     return labels.to(torch.uint8) if low >= 0 and high < BYTE else labels
 
 
