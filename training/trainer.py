@@ -22,7 +22,7 @@ from vss_hf.data.workers import end_with_parent
 from vss_hf.files import full_disk_error, is_full_disk, write_json
 from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.processes import failing_together, take_from_first
-from vss_hf.inference.segmenter import VideoSegmenter
+from vss_hf.inference.segmenter import VideoSegmenter, is_out_of_memory
 from vss_hf.modeling.losses import dense_segmentation_loss
 
 from . import checkpoints
@@ -444,9 +444,3 @@ class VSSTrainer(PushesModelFolder, Trainer):
             decay = self.args.ema_decay
             raise FileNotFoundError(f"{path} is missing, but --ema_decay {decay} wants the averaged weights")
         self.ema.load_state_dict(load_file(path))  # to the CPU: safetensors does not know accelerate's device "cpu:0"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out; torch has a class of its own for GPUs only."""
-    words = ("can't allocate memory", "not enough memory", "bad_alloc")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)

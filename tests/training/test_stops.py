@@ -238,6 +238,40 @@ except MemoryError as error:
 """
 
 
+OUT_OF_MEMORY_INFERENCE = """
+import resource, sys, torch
+import numpy as np
+from pathlib import Path
+from tiny import tiny_model
+from vss_hf.inference import VideoSegmenter
+from vss_hf.modeling.image_processing_vss import VSSImageProcessor
+torch.set_num_threads(1)
+segmenter = VideoSegmenter(tiny_model(Path(sys.argv[1]), channels=256), VSSImageProcessor())
+frames = [np.zeros((720, 1280, 3), np.uint8)] * 16
+segmenter.step(frames[0][:64, :64])
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + 900 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    segmenter.label_batch(frames)
+except MemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_out_of_memory_when_labelling(root):
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY_INFERENCE, root],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "out of memory with 16 frames of 720x1280 (height x width) on cpu: label fewer frames" in done.stdout
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
 def test_out_of_memory_says_what_to_turn_down(root, tmp_path):
     path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])

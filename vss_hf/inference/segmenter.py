@@ -68,11 +68,25 @@ class VideoSegmenter:
 
     @torch.inference_mode()
     def label_batch(self, frames: list[Any]) -> list[np.ndarray]:
-        """Label frames of one size together; see `step`."""
+        """Label frames of one size together; see `step`.
+
+        Raises:
+            MemoryError: the memory does not suffice; the message says for what, and what to turn down.
+        """
         height, width = frames[0].shape[:2] if isinstance(frames[0], np.ndarray) else frames[0].shape[-2:]
-        inputs = self.processor(images=frames, return_tensors="pt", device=str(self.model.device))
-        outputs = self.model(pixel_values=inputs["pixel_values"].to(self.model.device, self.model.dtype))
-        return list(semantic_labels(self.model, outputs, (height, width)).cpu().numpy())
+        try:
+            inputs = self.processor(images=frames, return_tensors="pt", device=str(self.model.device))
+            outputs = self.model(pixel_values=inputs["pixel_values"].to(self.model.device, self.model.dtype))
+            return list(semantic_labels(self.model, outputs, (height, width)).cpu().numpy())
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(
+                f"out of memory with {len(frames)} frames of {height}x{width} (height x width) on "
+                f"{self.model.device}: label fewer frames at once (--batch-size; --per_device_eval_batch_size in "
+                "training), or smaller ones "
+                f"(size in preprocessor_config.json, now {self.processor.size}, do_resize {self.processor.do_resize})"
+            ) from error
 
     def stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Label a video frame by frame, as it is read."""
@@ -99,3 +113,9 @@ def load_processor(source: str | Path, **settings: Any) -> Any:
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.isfinite().all():
         raise ValueError(f"{place}: gives {tuple(pixels.shape)} or values that are not finite; expected (1, 3, H, W)")
     return processor
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out; torch has a class of its own for GPUs only."""
+    words = ("can't allocate memory", "not enough memory", "bad_alloc")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
