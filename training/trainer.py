@@ -184,9 +184,17 @@ class VSSTrainer(PushesModelFolder, Trainer):
             self.resume_from = checkpoints.find_checkpoint(resume_from_checkpoint, self.args.output_dir)
             self.read_position(self.resume_from)
         with self.stop.listening(), explained():
-            result = super().train(
-                resume_from_checkpoint=str(self.resume_from) if self.resume_from else None, **kwargs
-            )
+            try:
+                result = super().train(
+                    resume_from_checkpoint=str(self.resume_from) if self.resume_from else None, **kwargs
+                )
+            except RuntimeError as error:  # in a step, `training_step` has said more already
+                if not is_out_of_memory(error):
+                    raise
+                raise MemoryError(
+                    "out of memory while batches are put together: lower --per_device_train_batch_size (now "
+                    f"{self.args.per_device_train_batch_size}), --augmentation.crop_size or --dataloader_num_workers"
+                ) from error
         if self.stop and self.state.global_step < self.args.max_steps:
             folder = checkpoints.checkpoint_path(self.args.output_dir, self.state.global_step)
             raise TrainingInterrupted(

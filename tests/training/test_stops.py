@@ -226,8 +226,9 @@ from pathlib import Path
 from tiny import make_trainer, tiny_model, training_data
 torch.set_num_threads(1)
 root, folder = Path(sys.argv[1]), Path(sys.argv[2])
+side = int(sys.argv[3])
 trainer = make_trainer(root, folder, model=tiny_model(root, channels=256), per_device_train_batch_size=32,
-                       data=training_data(root, crop_size=(256, 384)))
+                       data=training_data(root, crop_size=(side, side)))
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 700 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -273,14 +274,21 @@ def test_out_of_memory_when_labelling(root):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
-def test_out_of_memory_says_what_to_turn_down(root, tmp_path):
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [
+        (320, "out of memory in step 1 with input (32, 3, 320, 320)"),
+        (1280, "out of memory while batches are put together"),  # 600 MB of pixels, 400 MB of labels
+    ],
+)
+def test_out_of_memory_says_what_to_turn_down(root, tmp_path, side, message):
     path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
     done = subprocess.run(
-        [sys.executable, "-c", OUT_OF_MEMORY, root, tmp_path],
+        [sys.executable, "-c", OUT_OF_MEMORY, root, tmp_path, str(side)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert "out of memory in step 1 with input (32, 3, 256, 384)" in done.stdout
+    assert message in done.stdout
     assert "--per_device_train_batch_size (now 32" in done.stdout
