@@ -118,7 +118,7 @@ def check_model_type(config: dict[str, Any], place: str) -> None:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         near = get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "expected a model of this package or of transformers"
+        hint = f"did you mean '{near[0]}'?" if near else "expected a model of transformers or this package, e.g. swin"
         raise ValueError(f"{place} {model_type!r} is not known; {hint}")
     if isinstance(config.get("backbone_config"), dict):
         check_model_type(config["backbone_config"], f"{place} of the backbone")

@@ -8,6 +8,7 @@ one.
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ logger = logging.get_logger(__name__)
 
 MANIFEST = "checkpoint_files.json"
 RUN_STATE = "run_state.json"
+LEFT_BEHIND = re.compile(rf"\.(?P<folder>{PREFIX_CHECKPOINT_DIR}-\d+|model)\.(?P<ending>part|old|removed)")
 
 def checkpoint_path(output_dir: str | Path, step: int) -> Path:
     """Folder of the checkpoint after `step` optimisation steps."""
@@ -74,10 +76,10 @@ def replacing_files(folder: Path) -> Iterator[Path]:
         new = sorted(partial.iterdir())
         for path in new:
             flush(path)
-        for stale in set(folder.glob("model*.safetensors*")) - {folder / path.name for path in new}:
-            stale.unlink()
         for path in new:
             os.replace(path, folder / path.name)
+        for stale in set(folder.glob("model*.safetensors*")) - {folder / path.name for path in new}:
+            stale.unlink()
     except (OSError, RuntimeError, SafetensorError) as error:
         if is_full_disk(error):
             shutil.rmtree(partial)
@@ -103,16 +105,19 @@ def flush(path: Path) -> None:
 
 
 def clean_up(output_dir: str | Path) -> None:
-    """Remove what killed runs left, and give back its name to a folder that was being replaced."""
-    for left in [*Path(output_dir).glob(".*.part"), *Path(output_dir).glob(".*.removed")]:
-        if left.is_dir():
+    """Remove what killed runs left, and give back its name to a folder that was being replaced.
+
+    Only what this module makes: an output folder may be one in which other hidden folders lie.
+    """
+    for left in [path for path in Path(output_dir).glob(".*") if path.is_dir()]:
+        found = LEFT_BEHIND.fullmatch(left.name)
+        if found is None:
+            continue
+        folder = left.with_name(found["folder"])
+        if found["ending"] == "old" and not folder.exists():
+            os.rename(left, folder)
+        else:
             shutil.rmtree(left)
-    for old in Path(output_dir).glob(".*.old"):
-        folder = old.with_name(old.name[1 : -len(".old")])
-        if old.is_dir() and not folder.exists():
-            os.rename(old, folder)
-        elif old.is_dir():
-            shutil.rmtree(old)
 
 
 def rotate(output_dir: str | Path, limit: int | None, best_step: int | None) -> None:
@@ -151,7 +156,8 @@ def damage(folder: Path) -> str | None:
     if not manifest.is_file():
         return f"{MANIFEST} is missing"
     try:
-        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        listed = json.loads(manifest.read_text(encoding="utf-8"))
+        files, _ = dict(listed["files"]), int(listed["written_ns"])
     except (ValueError, KeyError, TypeError):
         return f"{MANIFEST} is damaged"
     for name, size in files.items():
@@ -175,7 +181,7 @@ def written_at(folder: Path) -> int:
     """When a checkpoint was finished, in nanoseconds; 0 for a damaged one. (A folder's own time can change later.)"""
     if damage(folder):
         return 0
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("written_ns", 0)
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["written_ns"]
 
 
 def newest_checkpoint(output_dir: str | Path) -> Path | None:

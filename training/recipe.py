@@ -27,6 +27,7 @@ from yaml.constructor import ConstructorError
 
 from vss_hf.data.transforms import AugmentationConfig
 from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
+from vss_hf.modeling.loading import check_model_type
 
 from .arguments import VSSTrainingArguments
 from .draws import ON_BAD_SAMPLE
@@ -332,10 +333,7 @@ def unshared(value: Any, place: str, counter: Iterator[int]) -> Any:
 def check_config(fields: dict[str, Any], place: str) -> None:
     """Raise for a field that a model's or backbone's configuration does not have: transformers ignores it silently."""
     model_type = fields.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        near = get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "expected a model of transformers such as swin or resnet"
-        raise ValueError(f"{place}.model_type {model_type!r} is not known; {hint}")
+    check_model_type({"model_type": model_type}, f"{place}.model_type")
     config_class = CONFIG_MAPPING[model_type]
     known = {*config_class.__dataclass_fields__, *config_class.attribute_map}
     known |= {"model_type", "out_features", "out_indices"}

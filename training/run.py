@@ -14,7 +14,7 @@ from transformers import AutoModelForSemanticSegmentation, set_seed
 from vss_hf.data.labels import ClassList
 from vss_hf.data.transforms import TrainTransform
 from vss_hf.data.vspw import FrameRecord, load_vspw, read_image, read_mask, scan_split
-from vss_hf.files import write_json, write_text
+from vss_hf.files import write_json
 from vss_hf.hub_cards import write_card, write_eval_results
 from vss_hf.inference.evaluation import environment, evaluate_model, labelled_videos
 from vss_hf.inference.processes import failing_together
@@ -25,10 +25,9 @@ from vss_hf.modeling.loading import load_strictly
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
 from vss_hf.visualize import overlay_sheet, plot_training_curve
 
-from .checkpoints import replacing_files
 from .cpu_memory import keep_freed_memory
 from .draws import TrainingDraws, TrainingStream
-from .recipe import ModelRecipe, Recipe, load_recipe, to_yaml
+from .recipe import ModelRecipe, Recipe, load_recipe
 from .trainer import VSSTrainer
 
 
@@ -92,7 +91,7 @@ def train(recipe: Recipe) -> Path:
     seconds = time.time() - began
 
     # --- model folder
-    finish(folder, recipe, trainer, processor, result, seconds, num_samples)
+    finish(folder, recipe, trainer, result, seconds, num_samples)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()  # without it, processes on CPU sometimes abort at exit
     if args.push_to_hub and trainer.is_world_process_zero():
@@ -159,18 +158,13 @@ def class_weights(root: str | Path, split: str, classes: ClassList, on_bad_sampl
     return torch.from_numpy(weights).float()
 
 
-def finish(folder, recipe, trainer, processor, result, seconds, num_samples) -> None:
+def finish(folder, recipe, trainer, result, seconds, num_samples) -> None:
     """Write everything a model folder holds: weights, processor, recipe, results, picture, card.
 
     The first process writes; all of them measure what it wrote, so `folder` must be one that all of them see.
     """
     data, args = recipe.data, recipe.training
-    with trainer.averaged_weights() as model, failing_together():
-        if args.should_save:
-            with replacing_files(folder) as partial:
-                model.save_pretrained(partial)
-                processor.save_pretrained(partial)
-            write_yaml(folder / "training_recipe.yaml", recipe.to_dict())
+    trainer.save_model_folder(folder)
     # What others will load is measured, in float32: the model in hand may run in bf16 or another memory layout.
     with failing_together():
         segmenter = VideoSegmenter.from_pretrained(folder, args.device)
@@ -242,8 +236,3 @@ def make_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise OSError(f"--output_dir {folder.parent}: cannot be written ({error.strerror or error})") from error
-
-
-def write_yaml(path: Path, value: Any) -> None:
-    """YAML in the order of the recipe's sections."""
-    write_text(path, to_yaml(value))

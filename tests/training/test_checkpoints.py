@@ -96,6 +96,8 @@ def test_rotation_keeps_whole_ones_and_the_best(run):
         lambda folder: os.truncate(folder / "model.safetensors", 100),
         lambda folder: (folder / "checkpoint_files.json").unlink(),
         lambda folder: (folder / "checkpoint_files.json").write_text("{"),
+        lambda folder: (folder / "checkpoint_files.json").write_text('{"files": [1], "written_ns": 1}'),
+        lambda folder: (folder / "checkpoint_files.json").write_text('{"files": {}, "written_ns": null}'),
         lambda folder: (folder / "ema.safetensors").write_bytes(b""),
     ],
 )
@@ -124,10 +126,14 @@ def test_what_a_killed_process_leaves_is_cleaned_up(run):
     shutil.copytree(run / "checkpoint-3", run / ".checkpoint-3.old")  # it had its successor already
     os.rename(run / "checkpoint-2", run / ".checkpoint-2.old")  # it had not
     (run / ".checkpoint-1.removed").mkdir()
-    (run / ".something").write_text("not ours")
+    for name in (".git.old", ".notes.part", ".model-of-mine.old", ".something"):
+        (run / name).mkdir()  # not ours
+    (run / ".model.part").mkdir()
     before = digest(run / "checkpoint-3")
     clean_up(run)
-    assert {p.name for p in run.iterdir()} == {"checkpoint-1", "checkpoint-2", "checkpoint-3", ".something"}
+    whole = {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
+    others = {".git.old", ".notes.part", ".model-of-mine.old", ".something"}
+    assert {p.name for p in run.iterdir()} == whole | others
     assert damage(run / "checkpoint-2") is None and digest(run / "checkpoint-3") == before
 
 
