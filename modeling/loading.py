@@ -113,8 +113,8 @@ def check_config(folder: Path) -> None:
         raise ValueError(f"{path}: transformers_weights is {weights!r}; only {WEIGHTS} is loaded")
 
 
-def check_model_type(config: dict[str, Any], place: str) -> None:
-    """Raise for a model type that transformers does not know, also of the backbone."""
+def check_model_type(config: dict[str, Any], place: str) -> str:
+    """The model type of a configuration; raises for one that transformers does not know, also of the backbone."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         near = get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
@@ -122,6 +122,7 @@ def check_model_type(config: dict[str, Any], place: str) -> None:
         raise ValueError(f"{place} {model_type!r} is not known; {hint}")
     if isinstance(config.get("backbone_config"), dict):
         check_model_type(config["backbone_config"], f"{place} of the backbone")
+    return model_type
 
 
 def check_weight_files(folder: Path) -> dict[str, str]:

@@ -332,8 +332,7 @@ def unshared(value: Any, place: str, counter: Iterator[int]) -> Any:
 
 def check_config(fields: dict[str, Any], place: str) -> None:
     """Raise for a field that a model's or backbone's configuration does not have: transformers ignores it silently."""
-    model_type = fields.get("model_type")
-    check_model_type({"model_type": model_type}, f"{place}.model_type")
+    model_type = check_model_type({"model_type": fields.get("model_type")}, f"{place}.model_type")
     config_class = CONFIG_MAPPING[model_type]
     known = {*config_class.__dataclass_fields__, *config_class.attribute_map}
     known |= {"model_type", "out_features", "out_indices"}

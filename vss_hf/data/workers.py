@@ -15,6 +15,8 @@ def end_with_parent(worker_id: int) -> None:
     torch's workers notice by themselves within seconds, but not while they wait to hand over a large batch: then they
     stay, with their memory, until somebody ends them (torch 2.15, seen when a process was ended by SIGKILL).
 
+    To the system the parent is the thread that made the loader's workers: it must live as long as they are needed.
+
     Args:
         worker_id: number of the worker; not used.
     """
