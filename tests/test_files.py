@@ -22,7 +22,7 @@ from vss_hf.files import full_disk_message, is_full_disk, replacing, write_bytes
 from vss_hf.hub_cards import write_card, write_eval_results
 from vss_hf.inference.prediction import Clip, OverlayWriter, write_submission
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
-from vss_hf.training.run import write_yaml
+from vss_hf.training.recipe import to_yaml
 from vss_hf.video_io import VideoWriter
 from vss_hf.visualize import overlay_sheet, plot_training_curve, save_label_png
 
@@ -142,7 +142,7 @@ WRITERS = {
     "text.txt": lambda path: write_text(path, "x" * 100),
     "bytes.bin": lambda path: write_bytes(path, b"x" * 100_000),
     "results.json": lambda path: write_results(RESULTS, path),
-    "recipe.yaml": lambda path: write_yaml(path, {"a": 1}),
+    "recipe.yaml": lambda path: write_text(path, to_yaml({"a": 1})),
     "labels.png": lambda path: save_label_png(LABELS, path),
     "sheet.jpg": lambda path: overlay_sheet([FRAME], [LABELS], [LABELS], CLASSES, path),
     "curve.png": lambda path: plot_training_curve([{"step": 1, "loss": 2.0}], path),

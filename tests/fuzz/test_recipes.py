@@ -11,8 +11,8 @@ from fuzzing import error_line, outcome
 from hypothesis import strategies as st
 
 from vss_hf.cli import run_reporting_errors
+from vss_hf.files import write_text
 from vss_hf.training.recipe import RECIPES, RecipeLoader, load_recipe, parse_overrides, parse_yaml, to_yaml
-from vss_hf.training.run import write_yaml
 
 
 SHIPPED = {path.stem: yaml.load(path.read_text(encoding="utf-8"), RecipeLoader) for path in RECIPES.glob("*.yaml")}
@@ -37,7 +37,7 @@ def check_file(path, words=()):
         assert 10 < len(text) < 6000, text[:300]
         return None
     saved = path.with_name("saved.yaml")
-    write_yaml(saved, recipe.to_dict())
+    write_text(saved, to_yaml(recipe.to_dict()))
     assert repr(load_recipe(saved).to_dict()) == repr(recipe.to_dict())
     return recipe
 
