@@ -178,7 +178,14 @@ def evaluate_model(
     seconds = 0.0
     with failing_together():
         batches = DataLoader(
-            reader, batch_size, num_workers=num_workers, collate_fn=list, worker_init_fn=end_with_parent
+            reader,
+            batch_size,
+            num_workers=num_workers,
+            collate_fn=list,
+            worker_init_fn=end_with_parent,
+            # A process that just talked to others has threads in torch.distributed; a worker forked at that moment
+            # can wait for ever for a lock that one of them held (seen with Python 3.11, once in some hundred runs).
+            multiprocessing_context="forkserver" if num_workers and rank_and_world()[1] > 1 else None,
         )
         frames_in_order = flatten(batches)
         if progress and is_first():
