@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 
-from vss_hf.modeling.configuration_ocrnet import SWIN_PRESETS, OCRNetConfig  # noqa: E402
+from vss_hf.modeling.configuration_ocrnet import PRESETS, OCRNetConfig  # noqa: E402
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation  # noqa: E402
 
 
@@ -33,7 +33,7 @@ def model_cost(preset: str, num_labels: int = 124, size: tuple[int, int] = (480,
     """Cost of one preset.
 
     Args:
-        preset: a key of `SWIN_PRESETS`.
+        preset: a key of `PRESETS`.
         num_labels: number of classes.
         size: (height, width) of the image, in pixels.
 
@@ -78,7 +78,7 @@ def main():
     columns = ("parameters M", "= backbone", "+ heads", "GMAC", "= backbone", "+ heads", "paper GMAC")
     print(f"{'':20}" + "".join(f"{column:>13}" for column in columns))
     results = {}
-    for preset in SWIN_PRESETS:
+    for preset in PRESETS:
         cost = results[preset] = model_cost(preset, options.num_labels, size)
         paper = PAPER_GMAC.get(preset) if size == (480, 853) else None
         print(f"{preset:20}" + "".join(f"{value:13.1f}" for value in cost.values()) + f"{paper or '':>13}")

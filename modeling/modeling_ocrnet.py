@@ -10,20 +10,14 @@ Papers: see configuration_ocrnet.py. The layers reproduce mmsegmentation's FCNHe
 other scales discard the context). Letters: B batch, K num_labels, C channels, h and w the head's map.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
 from transformers.utils.generic import maybe_autocast
 
-from .backbone import Backbone, build_backbone
 from .configuration_ocrnet import OCRNetConfig
 from .layers import ConvNormAct, resize_concat
-from .losses import dense_segmentation_loss
-from .outputs import SemanticSegmenterOutput
+from .modeling_segmenter import SegmenterModel
 
 
 class CoarseHead(nn.Module):
@@ -110,123 +104,34 @@ def gather_regions(pixels: torch.Tensor, coarse_logits: torch.Tensor) -> torch.T
     return regions.to(pixels.dtype).transpose(1, 2).unsqueeze(3)
 
 
-class OCRNetPreTrainedModel(PreTrainedModel):
-    """Flags and weight initialisation."""
-
-    config: OCRNetConfig
-    config_class = OCRNetConfig
-    base_model_prefix = "backbone"
-    main_input_name = "pixel_values"
-    input_modalities: Any = ("image",)  # as transformers' own models have it; its annotation knows no tuple
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _no_split_modules = []
-
-    def get_input_embeddings(self) -> Any:
-        """None: pixels have no table of embeddings. accelerate asks before it shards a model (FSDP2)."""
-        return None
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        """The heads only: the backbone, a PreTrainedModel, initialises itself."""
-        if isinstance(module, nn.Conv2d):
-            if module.bias is None:
-                init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            else:  # the classifiers are the heads' only convolutions with a bias
-                init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            assert module.running_mean is not None and module.running_var is not None  # ours all keep statistics
-            assert module.num_batches_tracked is not None
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
-
-
-class OCRNetForSemanticSegmentation(OCRNetPreTrainedModel):
-    """OCRNet with its loss.
+class OCRNetForSemanticSegmentation(SegmenterModel):
+    """OCRNet with its loss; `logits` have the stride of the first map of `in_indices`.
 
     Args:
         config: the model's configuration.
     """
 
+    config: OCRNetConfig
+    config_class = OCRNetConfig
+
     def __init__(self, config: OCRNetConfig):
         super().__init__(config)
-        assert isinstance(config.backbone_config, PreTrainedConfig)  # since the configuration's __post_init__
-        assert config.coarse_in_indices is not None  # likewise
-        self.backbone: Backbone = build_backbone(config.backbone_config)
+        assert config.coarse_in_indices is not None  # since the configuration's __post_init__
         channels = self.backbone.channels
         self.coarse_head = CoarseHead(config, sum(channels[i] for i in config.coarse_in_indices))
         self.decode_head = OCRHead(config, sum(channels[i] for i in config.in_indices))
         self.post_init()
 
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        output_auxiliary_logits: bool | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> SemanticSegmenterOutput | tuple:
-        r"""Segment images.
-
-        Args:
-            pixel_values: float (batch, 3, height, width), normalised; any height and width from 32 up.
-            labels: long (batch, height, width), classes 0..num_labels-1 and `config.ignore_index`. Their size may
-                differ from the image's: the logits are upsampled to the labels.
-            num_items_in_batch: labelled pixels over all micro-batches and ranks of this step; the loss is then their
-                mean instead of this batch's. The Trainer passes it.
-            output_auxiliary_logits: also return the coarse head's logits; always on in training.
-            output_hidden_states: also return the backbone's hidden states.
-            output_attentions: also return the backbone's attention maps.
-            return_dict: `False` for a plain tuple.
-
-        Returns:
-            SemanticSegmenterOutput: with `logits` at the stride of the first map of `in_indices`.
-        """
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        if output_auxiliary_logits is None:
-            output_auxiliary_logits = self.training
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **{k: v for k, v in wanted.items() if v})
-
-        maps, coarse_in_indices = outputs.feature_maps, self.config.coarse_in_indices
+    def decode(self, feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        in_indices, coarse_in_indices = self.config.in_indices, self.config.coarse_in_indices
         assert coarse_in_indices is not None  # since the configuration's __post_init__
-        coarse_features = resize_concat([maps[i] for i in coarse_in_indices], self.config.align_corners)
-        if self.config.in_indices == coarse_in_indices:
+        coarse_features = resize_concat([feature_maps[i] for i in coarse_in_indices], self.config.align_corners)
+        if in_indices == coarse_in_indices:
             features = coarse_features
         else:
-            features = resize_concat([maps[i] for i in self.config.in_indices], self.config.align_corners)
+            features = resize_concat([feature_maps[i] for i in in_indices], self.config.align_corners)
         coarse_logits = self.coarse_head(coarse_features)  # (B, K, h, w)
-        logits = self.decode_head(features, coarse_logits)  # (B, K, h, w)
-
-        loss = None
-        if labels is not None:
-            loss = dense_segmentation_loss(
-                logits,
-                (coarse_logits,),
-                labels,
-                auxiliary_loss_weight=self.config.auxiliary_loss_weight,
-                ignore_index=self.config.ignore_index,
-                align_corners=self.config.align_corners,
-                num_items_in_batch=num_items_in_batch,
-            )
-        output = SemanticSegmenterOutput(
-            loss=loss,
-            logits=logits,
-            auxiliary_logits=(coarse_logits,) if output_auxiliary_logits else None,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return output if return_dict else output.to_tuple()
+        return self.decode_head(features, coarse_logits), (coarse_logits,)
 
 
-__all__ = ["OCRNetForSemanticSegmentation", "OCRNetPreTrainedModel"]
+__all__ = ["OCRNetForSemanticSegmentation"]

@@ -1,9 +1,9 @@
 """A training recipe: one YAML file with four sections, and overrides from the command line.
 
-    model:         what is trained: an architecture's configuration, a preset, or a folder to start from
-    data:          where the videos are
-    augmentation:  `vss_hf.data.AugmentationConfig`
-    training:      `VSSTrainingArguments` (all of transformers' TrainingArguments and ours)
+model:         what is trained: an architecture's configuration, a preset, or a folder to start from
+data:          where the videos are
+augmentation:  `vss_hf.data.AugmentationConfig`
+training:      `VSSTrainingArguments` (all of transformers' TrainingArguments and ours)
 """
 
 import copy
@@ -21,12 +21,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.trainer_utils import IntervalStrategy
 from yaml.constructor import ConstructorError
 
 from vss_hf.data.transforms import AugmentationConfig
-from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
+from vss_hf.modeling.architectures import MODELS, configuration_class, presets
 from vss_hf.modeling.loading import check_model_type
 
 from .arguments import VSSTrainingArguments
@@ -34,6 +34,7 @@ from .draws import ON_BAD_SAMPLE
 
 
 RECIPES = Path(__file__).parent / "recipes"
+DEFAULT_MODEL_TYPE = "vss_ocrnet"
 FROM_DATA = ("num_labels", "id2label", "label2id")
 MOST_VALUES = 10_000
 TYPE_WORDS = {
@@ -88,7 +89,7 @@ class ModelRecipe:
     """What is trained.
 
     Args:
-        preset: a published size, e.g. `ocrnet-swin-large`; `config` may still change fields of it.
+        preset: a published size of any architecture, e.g. `upernet-swin-large`; `config` may change fields of it.
         config: fields of the architecture's configuration (`model_type` names it; default `vss_ocrnet`).
         backbone_weights: pretrained weights of the backbone: a folder or Hub id, or a timm name for a timm backbone.
         init_from: a model folder or Hub id whose weights the run starts from (fine-tuning). A class list of another
@@ -106,18 +107,24 @@ class ModelRecipe:
         if not self.init_from:
             self.build_config()
 
-    def build_config(self, **labels: Any) -> OCRNetConfig:
+    def build_config(self, **labels: Any) -> PreTrainedConfig:
         """The configuration of the model that `preset` and `config` describe, with the class list in `labels`."""
-        trainable = OCRNetConfig.model_type
         fields = dict(self.config)
-        model_type = fields.pop("model_type", trainable)
-        if model_type != trainable:
-            raise ValueError(f"model.config.model_type '{model_type}' cannot be trained; known: {trainable}")
-        check_config({"model_type": trainable, **fields}, "model.config")
+        if self.preset:
+            known_or_raise(self.preset, presets(), "there is no preset")
+        of_preset = presets()[self.preset] if self.preset else None
+        model_type = fields.pop("model_type", of_preset or DEFAULT_MODEL_TYPE)
+        known_or_raise(model_type, MODELS, "model.config.model_type: no model of this package is a")
+        if of_preset not in (None, model_type):
+            raise ValueError(
+                f"model.preset '{self.preset}' is of {of_preset}, model.config.model_type is {model_type}"
+            )
+        check_config({"model_type": model_type, **fields}, "model.config")
+        config_class = configuration_class(model_type)
         try:
             if self.preset:
-                return OCRNetConfig.from_preset(self.preset, **fields, **labels)
-            return OCRNetConfig(**fields, **labels)
+                return config_class.from_preset(self.preset, **fields, **labels)
+            return config_class(**fields, **labels)
         except StrictDataclassError as error:
             raise ValueError(f"model.config: {' '.join(str(error).split())}") from error
 

@@ -22,7 +22,6 @@ from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.backbone import load_backbone_weights
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.modeling.loading import load_strictly
-from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
 from vss_hf.visualize import overlay_sheet, plot_training_curve
 
 from .cpu_memory import keep_freed_memory
@@ -115,7 +114,7 @@ def build_model(recipe: ModelRecipe, classes: ClassList) -> Any:
     if recipe.init_from:
         # A classifier of another size is replaced; everything else must fit.
         return load_strictly(AutoModelForSemanticSegmentation, recipe.init_from, new=("classifier",), **labels)
-    model = OCRNetForSemanticSegmentation(recipe.build_config(**labels))
+    model = AutoModelForSemanticSegmentation.from_config(recipe.build_config(**labels))
     if recipe.backbone_weights:
         load_backbone_weights(model.backbone, recipe.backbone_weights)
     return model

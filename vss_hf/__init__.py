@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import transformers  # noqa: F401  (lazy itself; its Auto classes are what we extend)
 
 from ._register import register
+from .modeling.architectures import BACKBONES, MODELS
 
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .inference import semantic_scores as semantic_scores
     from .metrics import ConfusionMatrix as ConfusionMatrix
     from .metrics import VideoConsistency as VideoConsistency
+    from .modeling.architectures import config_from_preset as config_from_preset
     from .modeling.configuration_ocrnet import OCRNetConfig as OCRNetConfig
     from .modeling.modeling_ocrnet import OCRNetForSemanticSegmentation as OCRNetForSemanticSegmentation
 
@@ -34,9 +36,11 @@ PUBLIC = {
     "semantic_scores": "vss_hf.inference",
     "ConfusionMatrix": "vss_hf.metrics",
     "VideoConsistency": "vss_hf.metrics",
-    "OCRNetConfig": "vss_hf.modeling.configuration_ocrnet",
-    "OCRNetForSemanticSegmentation": "vss_hf.modeling.modeling_ocrnet",
+    "config_from_preset": "vss_hf.modeling.architectures",
 }
+for _file, _configuration, _model in (*MODELS.values(), *BACKBONES.values()):
+    PUBLIC[_configuration] = f"vss_hf.modeling.configuration_{_file}"
+    PUBLIC[_model] = f"vss_hf.modeling.modeling_{_file}"
 __all__ = [*PUBLIC]
 
 

@@ -10,45 +10,50 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
+from .modeling.architectures import BACKBONES, MODELS, configuration_class, model_class
+
 
 def register_configurations() -> None:
     """AutoConfig knows our model types."""
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
-
-    AutoConfig.register(OCRNetConfig.model_type, OCRNetConfig, exist_ok=True)
+    for model_type in (*MODELS, *BACKBONES):
+        AutoConfig.register(model_type, configuration_class(model_type), exist_ok=True)
 
 
 def register_models() -> None:
-    """AutoModel and AutoModelForSemanticSegmentation know our models."""
-    from transformers.models.auto.modeling_auto import AutoModel, AutoModelForSemanticSegmentation
+    """AutoModel and AutoModelForSemanticSegmentation know our models, AutoBackbone our backbones."""
+    from transformers.models.auto.modeling_auto import AutoBackbone, AutoModel, AutoModelForSemanticSegmentation
 
-    from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
-    from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
-
-    for auto_class in (AutoModel, AutoModelForSemanticSegmentation):
-        auto_class.register(OCRNetConfig, OCRNetForSemanticSegmentation, exist_ok=True)
+    for model_type in MODELS:
+        for auto_class in (AutoModel, AutoModelForSemanticSegmentation):
+            auto_class.register(configuration_class(model_type), model_class(model_type), exist_ok=True)
+    for model_type in BACKBONES:
+        AutoBackbone.register(configuration_class(model_type), model_class(model_type), exist_ok=True)
 
 
 def register_image_processors() -> None:
     """AutoImageProcessor knows our processor."""
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
     from vss_hf.modeling.image_processing_vss import VSSImageProcessor, VSSImageProcessorPil
 
     backends = {"torchvision": VSSImageProcessor, "pil": VSSImageProcessorPil}
-    AutoImageProcessor.register(OCRNetConfig, image_processor_classes=backends, exist_ok=True)
+    for model_type in MODELS:
+        config_class = configuration_class(model_type)
+        AutoImageProcessor.register(config_class, image_processor_classes=backends, exist_ok=True)
 
+
+CONFIGURATIONS = tuple(f"configuration_{file}" for file, _, _ in (*MODELS.values(), *BACKBONES.values()))
+MODELINGS = tuple(f"modeling_{file}" for file, _, _ in (*MODELS.values(), *BACKBONES.values()))
 
 # Where transformers keeps each kind of Auto class, our modules that the registration imports, and the registration.
 REGISTRATIONS = (
-    ("transformers.models.auto.configuration_auto", ("configuration_ocrnet",), register_configurations),
-    ("transformers.models.auto.modeling_auto", ("configuration_ocrnet", "modeling_ocrnet"), register_models),
+    ("transformers.models.auto.configuration_auto", CONFIGURATIONS, register_configurations),
+    ("transformers.models.auto.modeling_auto", (*CONFIGURATIONS, *MODELINGS), register_models),
     (
         "transformers.models.auto.image_processing_auto",
-        ("configuration_ocrnet", "image_processing_vss"),
+        (*CONFIGURATIONS, "image_processing_vss"),
         register_image_processors,
     ),
 )

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForSemanticSegmentation, SwinConfig
 
 from vss_hf.convert import load_reference_state_dict
-from vss_hf.convert.mmseg import mmseg_ocrnet_names, translate
+from vss_hf.convert.mmseg_heads import OCRNET
+from vss_hf.convert.state_dict import table_for
+from vss_hf.convert.tables import rename
 from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
 
 
@@ -105,7 +107,8 @@ def test_gradients(model, tensors):
     names = [name.removeprefix("grad_param/") for name in tensors if name.startswith("grad_param/")]
     assert len(names) == 4
     for name in names:
-        ours = model.get_parameter(translate(name)).grad
+        (own,) = rename({name: tensors[f"grad_param/{name}"]}, table_for("mmseg", model.config)).tensors
+        ours = model.get_parameter(own).grad
         assert_same_gradient(ours, tensors[f"grad_param/{name}"], relative=1e-3)
 
 
@@ -153,9 +156,9 @@ def test_names_and_shapes_of_full_size_swin_checkpoints(name, size):
     with torch.device("meta"):
         model = AutoModelForSemanticSegmentation.from_config(OCRNetConfig(backbone_config=swin))
     reference = {key: tensor for key, tensor in manifest(name).items() if key.startswith("backbone.")}
-    converted, unused = mmseg_ocrnet_names(reference, model)
-    assert {key: t.shape for key, t in converted.items()} == shapes(model, "backbone.")
-    assert all(key.endswith("relative_position_index") for key in unused)
+    renamed = rename(reference, table_for("mmseg", model.config))
+    assert {key: t.shape for key, t in renamed.tensors.items()} == shapes(model, "backbone.")
+    assert all(key.endswith("relative_position_index") for key in renamed.unused)
 
 
 @needs_manifests
@@ -168,7 +171,7 @@ def test_names_and_shapes_of_a_full_size_ocr_head():
     with torch.device("meta"):
         model = AutoModelForSemanticSegmentation.from_config(config)
     reference = {key: t for key, t in manifest("mmseg_ocrnet_hr48").items() if key.startswith("decode_head.")}
-    converted = {translate(key): t.shape for key, t in reference.items()}
+    converted = {key: t.shape for key, t in rename(reference, OCRNET).tensors.items()}
     assert converted == shapes(model, ("coarse_head.", "decode_head."))
 
 

@@ -2,16 +2,17 @@
 
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
-
-from .mmseg import mmseg_ocrnet_names
+from . import mmseg_heads
+from .swin import microsoft_swin_table, mmseg_swin_table
+from .tables import Renamed, Table, joined, reason_to_keep, rename, under
 
 
 @dataclass
@@ -20,22 +21,33 @@ class ConversionReport:
 
     Args:
         loaded: names of the model's tensors that were filled.
-        unused: reference names that this model has no place for.
+        unused: reference name -> why this model has no place for it.
+        kept: name of a tensor of the model that the reference has nothing for -> why it may keep its initial value.
     """
 
-    loaded: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
+    loaded: list[str]
+    unused: dict[str, str]
+    kept: dict[str, str]
 
 
-# (source, model_type) -> function from the reference's state dict to (our names -> tensors, unused reference names)
-CONVERTERS: dict[tuple[str, str], Callable] = {("mmseg", "vss_ocrnet"): mmseg_ocrnet_names}
+# (source, model_type of the backbone) -> its table, relative to the backbone
+BACKBONE_TABLES: dict[tuple[str, str], Callable[[Any], Table]] = {
+    ("mmseg", "swin"): mmseg_swin_table,
+    ("microsoft", "swin"): microsoft_swin_table,
+}
+# (source, model_type) -> the table of everything but the backbone
+HEAD_TABLES: dict[tuple[str, str], Callable[[Any], Table]] = {
+    ("mmseg", "vss_ocrnet"): lambda config: mmseg_heads.OCRNET,
+}
+WRAPPERS = ("state_dict", "model", "state_dict_ema")  # where checkpoints keep their tensors
 
 
 def read_reference_file(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a reference checkpoint, safetensors or PyTorch's format; pickled code in it never runs.
 
     Args:
-        path: the file; a PyTorch file may wrap its tensors in "state_dict", as mmsegmentation does.
+        path: the file; a PyTorch file may wrap its tensors in "state_dict" (mmsegmentation) or "model" (InternImage),
+            and every name may begin with "module." (saved under DataParallel).
 
     Raises:
         FileNotFoundError: no such file.
@@ -46,58 +58,93 @@ def read_reference_file(path: str | Path) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return unwrapped(load_file(path), path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path}: refused, because it is damaged or holds more than tensors ({reason})") from error
-    tensors = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
+    return unwrapped(checkpoint, path)
+
+
+def unwrapped(checkpoint: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The tensors inside a checkpoint, without the prefix that DataParallel puts before every name."""
+    tensors = checkpoint
+    if isinstance(checkpoint, dict):
+        tensors = next((checkpoint[name] for name in WRAPPERS if isinstance(checkpoint.get(name), dict)), checkpoint)
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise ValueError(f"{path}: expected a dictionary of tensors, alone or under 'state_dict'")
-    return dict(tensors)
+        raise ValueError(f"{path}: expected a dictionary of tensors, alone or under one of {', '.join(WRAPPERS)}")
+    prefix = "module." if tensors and all(name.startswith("module.") for name in tensors) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def load_reference_state_dict(
-    model: OCRNetForSemanticSegmentation, state_dict: dict[str, torch.Tensor], source: str
-) -> ConversionReport:
+def load_reference_state_dict(model: Any, state_dict: dict[str, torch.Tensor], source: str) -> ConversionReport:
     """Fill `model` with tensors that carry the names of a reference implementation.
 
     Args:
-        model: a model of this package, built with the configuration of the reference.
+        model: a model or backbone of this package or of transformers, built with the configuration of the reference.
         state_dict: the reference's tensors, without any wrapper (`checkpoint["state_dict"]` of an mmseg file).
-        source: `mmseg` (mmsegmentation 0.x and 1.x).
+        source: `mmseg` (mmsegmentation 0.x and 1.x), `internimage`, `volo`, `detectron2`, `torchvision`, ...
 
     Returns:
-        ConversionReport: what was loaded and which tensors have no place here.
+        ConversionReport: what was loaded, and what has no place on either side, with the reason.
 
     Raises:
         ValueError: for an unknown source, a tensor that is missing, unexpected or of another shape.
     """
-    key = (source, model.config.model_type)
-    if key not in CONVERTERS:
-        known = ", ".join(sorted(s for s, kind in CONVERTERS if kind == key[1])) or "none"
-        raise ValueError(f"no converter from '{source}' to {key[1]}; known sources: {known}")
-    tensors, unused = CONVERTERS[key](state_dict, model)
+    table = table_for(source, model.config)
+    renamed = rename(state_dict, table)
     own = model.state_dict()
-    missing = sorted(set(own) - set(tensors))
-    unexpected = sorted(set(tensors) - set(own))
-    shapes = [
-        f"{name}: {tuple(tensor.shape)} for {tuple(own[name].shape)}"
-        for name, tensor in tensors.items()
-        if name in own and tensor.shape != own[name].shape
-    ]
-    kinds = [
-        f"{name}: {tensor.dtype} for {own[name].dtype}"
-        for name, tensor in tensors.items()
-        if name in own and own[name].is_floating_point() and not tensor.is_floating_point()
-    ]
-    titles = ("missing", "unexpected", "other shape", "other kind of numbers")
-    problems = [
+    missing = sorted(set(own) - set(renamed.tensors))
+    kept = {name: reason for name in missing if (reason := reason_to_keep(name, table))}
+    check_fit(renamed, own, [name for name in missing if name not in kept], f"{source} state dict", model)
+    model.load_state_dict(renamed.tensors, strict=False)
+    return ConversionReport(sorted(renamed.tensors), renamed.unused, kept)
+
+
+def table_for(source: str, config: Any) -> Table:
+    """The table from a source's names to those of the configured model or backbone.
+
+    Raises:
+        ValueError: there is none; the message names the sources that there are.
+    """
+    kind = config.model_type
+    if (source, kind) in BACKBONE_TABLES:
+        return BACKBONE_TABLES[source, kind](config)
+    if (source, kind) not in HEAD_TABLES:
+        known = sorted(known for known, of in [*HEAD_TABLES, *BACKBONE_TABLES] if of == kind)
+        raise ValueError(f"no converter from '{source}' to {kind}; known sources: {', '.join(known) or 'none'}")
+    heads = HEAD_TABLES[source, kind](config)
+    backbone_kind = config.backbone_config.model_type
+    if (source, backbone_kind) not in BACKBONE_TABLES:
+        known = sorted(of for known, of in BACKBONE_TABLES if known == source)
+        raise ValueError(
+            f"no converter from '{source}' to {kind} on {backbone_kind}; backbones known: {', '.join(known)}"
+        )
+    backbone = BACKBONE_TABLES[source, backbone_kind](config.backbone_config)
+    return joined(under(backbone, r"backbone\.", "backbone."), heads)
+
+
+def check_fit(renamed: Renamed, own: dict[str, torch.Tensor], missing: list[str], what: str, model: Any) -> None:
+    """Raise unless the renamed tensors are those of the model, in their shapes and kinds of numbers."""
+    tensors = renamed.tensors
+    problems = {
+        "missing": missing,
+        "unexpected": [f"{renamed.origins[name]} (here {name})" for name in sorted(set(tensors) - set(own))],
+        "other shape": [
+            f"{name}: {tuple(tensor.shape)} for {tuple(own[name].shape)}"
+            for name, tensor in tensors.items()
+            if name in own and tensor.shape != own[name].shape
+        ],
+        "other kind of numbers": [
+            f"{name}: {tensor.dtype} for {own[name].dtype}"
+            for name, tensor in tensors.items()
+            if name in own and own[name].is_floating_point() and not tensor.is_floating_point()
+        ],
+    }
+    told = [
         f"{title}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        for title, names in zip(titles, (missing, unexpected, shapes, kinds), strict=True)
+        for title, names in problems.items()
         if names
     ]
-    if problems:
-        raise ValueError(f"the {source} state dict does not fit {type(model).__name__}: " + "; ".join(problems))
-    model.load_state_dict(tensors, strict=False)
-    return ConversionReport(loaded=sorted(tensors), unused=sorted(unused))
+    if told:
+        raise ValueError(f"the {what} does not fit {type(model).__name__}: " + "; ".join(told))

@@ -1,0 +1,44 @@
+"""Every architecture of the package: its model type, and where its classes are."""
+
+import importlib
+from typing import Any
+
+
+# model_type -> (file suffix, configuration class, model class)
+MODELS = {
+    "vss_ocrnet": ("ocrnet", "OCRNetConfig", "OCRNetForSemanticSegmentation"),
+}
+BACKBONES: dict[str, tuple[str, str, str]] = {}
+
+
+def configuration_class(model_type: str) -> Any:
+    """The configuration class of one of our model types."""
+    file, configuration, _ = {**MODELS, **BACKBONES}[model_type]
+    return getattr(importlib.import_module(f".configuration_{file}", __package__), configuration)
+
+
+def model_class(model_type: str) -> Any:
+    """The model or backbone class of one of our model types."""
+    file, _, model = {**MODELS, **BACKBONES}[model_type]
+    return getattr(importlib.import_module(f".modeling_{file}", __package__), model)
+
+
+def presets() -> dict[str, str]:
+    """Every preset's name -> the model type that it belongs to."""
+    return {name: model_type for model_type in MODELS for name in configuration_class(model_type).PRESETS}
+
+
+def config_from_preset(name: str, **overrides: Any) -> Any:
+    """The configuration of a published size of any architecture, e.g. `upernet-swin-large`.
+
+    Args:
+        name: a name that `presets()` lists.
+        overrides: fields to change, e.g. `id2label=...`.
+
+    Raises:
+        ValueError: for an unknown name, with the known ones.
+    """
+    known = presets()
+    if name not in known:
+        raise ValueError(f"preset '{name}' is not known; one of: {', '.join(known)}")
+    return configuration_class(known[name]).from_preset(name, **overrides)

@@ -1,0 +1,49 @@
+"""Published backbone sizes by name, as plain fields that a `backbone_config` takes."""
+
+from typing import Any
+
+
+# Liu et al. 2021 (Swin), Table 7; window 7 as at 224 pixels, 12 as at 384. Drop path 0.3: mmsegmentation's recipes.
+SWIN = {
+    "swin-tiny": dict(embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
+    "swin-small": dict(embed_dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
+    "swin-base": dict(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+    "swin-large": dict(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
+}
+# Liu et al. 2022 (ConvNeXt), section 3; drop path 0.4: mmsegmentation's recipes.
+CONVNEXT = {
+    "convnext-tiny": dict(depths=(3, 3, 9, 3), hidden_sizes=(96, 192, 384, 768)),
+    "convnext-small": dict(depths=(3, 3, 27, 3), hidden_sizes=(96, 192, 384, 768)),
+    "convnext-base": dict(depths=(3, 3, 27, 3), hidden_sizes=(128, 256, 512, 1024)),
+    "convnext-large": dict(depths=(3, 3, 27, 3), hidden_sizes=(192, 384, 768, 1536)),
+    "convnext-xlarge": dict(depths=(3, 3, 27, 3), hidden_sizes=(256, 512, 1024, 2048)),
+}
+# Shared by the sizes of a family.
+FAMILIES = {
+    "swin": dict(window_size=7, drop_path_rate=0.3),
+    "convnext": dict(drop_path_rate=0.4),
+}
+ALL_STAGES = ("stage1", "stage2", "stage3", "stage4")
+
+
+def backbone_fields(name: str, **overrides: Any) -> dict[str, Any]:
+    """Fields of a published backbone, with the maps of all four stages.
+
+    Args:
+        name: e.g. `swin-large`.
+        overrides: fields to change or add, e.g. `window_size=12`, `out_features=["stage2", "stage3", "stage4"]`.
+
+    Raises:
+        ValueError: for an unknown name, with the known ones.
+    """
+    sizes = {**SWIN, **CONVNEXT}
+    if name not in sizes:
+        raise ValueError(f"backbone '{name}' is not known; one of: {', '.join(sizes)}")
+    family = name.split("-")[0]
+    return {
+        "model_type": family,
+        **FAMILIES[family],
+        "out_features": list(ALL_STAGES),
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in sizes[name].items()},
+        **overrides,
+    }

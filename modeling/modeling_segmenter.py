@@ -1,0 +1,144 @@
+"""What all per-pixel segmentation models share: image -> backbone -> `decode` -> low-resolution logits and loss."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+
+from .backbone import Backbone, build_backbone, load_backbone_weights
+from .configuration_segmenter import SegmenterConfig
+from .losses import dense_segmentation_loss
+from .outputs import SemanticSegmenterOutput
+
+
+class SegmenterModel(PreTrainedModel):
+    """A backbone, the loss, and the initial weights of the heads; an architecture adds its heads and `decode`.
+
+    Args:
+        config: the model's configuration.
+    """
+
+    config: SegmenterConfig
+    config_class = SegmenterConfig
+    base_model_prefix = "backbone"
+    main_input_name = "pixel_values"
+    input_modalities: Any = ("image",)  # as transformers' own models have it; its annotation knows no tuple
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = []
+
+    def __init__(self, config: SegmenterConfig):
+        super().__init__(config)
+        assert isinstance(config.backbone_config, PreTrainedConfig)  # since the configuration's __post_init__
+        self.backbone: Backbone = build_backbone(config.backbone_config)
+
+    def decode(self, feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """The architecture's heads.
+
+        Args:
+            feature_maps: what the backbone returns, each (batch, channels, h, w).
+
+        Returns:
+            (logits, auxiliary logits), each (batch, num_labels, h, w) at its head's own resolution.
+        """
+        raise NotImplementedError
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        output_auxiliary_logits: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SemanticSegmenterOutput | tuple:
+        r"""Segment images.
+
+        Args:
+            pixel_values: float (batch, 3, height, width), normalised; any height and width from 32 up.
+            labels: long (batch, height, width), classes 0..num_labels-1 and `config.ignore_index`. Their size may
+                differ from the image's: the logits are upsampled to the labels.
+            num_items_in_batch: labelled pixels over all micro-batches and ranks of this step; the loss is then their
+                mean instead of this batch's. The Trainer passes it.
+            output_auxiliary_logits: also return the auxiliary heads' logits; always on in training.
+            output_hidden_states: also return the backbone's hidden states.
+            output_attentions: also return the backbone's attention maps.
+            return_dict: `False` for a plain tuple.
+
+        Returns:
+            SemanticSegmenterOutput: with `logits` at the decode head's own resolution.
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        if output_auxiliary_logits is None:
+            output_auxiliary_logits = self.training
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **{k: v for k, v in wanted.items() if v})
+        logits, auxiliary_logits = self.decode(list(outputs.feature_maps))
+
+        loss = None
+        if labels is not None:
+            loss = dense_segmentation_loss(
+                logits,
+                auxiliary_logits,
+                labels,
+                auxiliary_loss_weight=self.config.auxiliary_loss_weight,
+                ignore_index=self.config.ignore_index,
+                align_corners=self.config.align_corners,
+                num_items_in_batch=num_items_in_batch,
+            )
+        output = SemanticSegmenterOutput(
+            loss=loss,
+            logits=logits,
+            auxiliary_logits=(auxiliary_logits or None) if output_auxiliary_logits else None,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return output if return_dict else output.to_tuple()
+
+    @classmethod
+    def from_backbone_pretrained(cls, source: str, config: SegmenterConfig) -> "SegmenterModel":
+        """A model with new heads on a pretrained backbone.
+
+        Args:
+            source: see `load_backbone_weights`: a folder or Hub id, or a timm name.
+            config: the model's configuration.
+
+        Raises:
+            FileNotFoundError: a folder without weights.
+            ValueError: nothing of the source fits the backbone.
+        """
+        model = cls(config)
+        load_backbone_weights(model.backbone, source)
+        return model
+
+    def get_input_embeddings(self) -> Any:
+        """None: pixels have no table of embeddings. accelerate asks before it shards a model (FSDP2)."""
+        return None
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """The heads only: the backbone, a PreTrainedModel, initialises itself."""
+        if isinstance(module, nn.Conv2d):
+            if module.bias is None:
+                init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            else:  # the classifiers are the heads' only convolutions with a bias
+                init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            assert module.running_mean is not None and module.running_var is not None  # ours all keep statistics
+            assert module.num_batches_tracked is not None
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+
+
+__all__ = ["SegmenterModel"]
