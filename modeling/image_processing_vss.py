@@ -20,6 +20,7 @@ from transformers.image_utils import (
 )
 
 from .dense import upsampled_argmax
+from .dense_masks import upsampled_mask_argmax
 
 
 SWITCHES = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
@@ -88,8 +89,10 @@ class SegmentationProcessing:
         """Label maps from a model's output.
 
         Args:
-            outputs: anything with `logits` (batch, num_labels, h, w).
-            target_sizes: (height, width) wanted for each image; `None`: the size of the logits.
+            outputs: anything with `logits` (batch, num_labels, h, w), or of a mask classification model with
+                `class_queries_logits` (batch, queries, num_labels + 1) and `masks_queries_logits` (batch, queries, h,
+                w).
+            target_sizes: (height, width) wanted for each image; `None`: the size of the logits or masks.
 
         Returns:
             One label map (height, width) of class ids per image. The upsampled scores are never held as a whole.
@@ -97,14 +100,19 @@ class SegmentationProcessing:
         Raises:
             ValueError: when `target_sizes` has another length than the batch.
         """
-        logits = outputs.logits
+        classes = getattr(outputs, "class_queries_logits", None)
+        logits = outputs.logits if classes is None else outputs.masks_queries_logits
         sizes = [tuple(logits.shape[-2:])] * len(logits) if target_sizes is None else target_sizes
         if len(sizes) != len(logits):
             raise ValueError(f"target_sizes has {len(sizes)} entries for a batch of {len(logits)}; give one per image")
-        return [
-            upsampled_argmax(image_logits[None], (int(height), int(width)))[0]
-            for image_logits, (height, width) in zip(logits, sizes, strict=True)
-        ]
+        maps = []
+        for i, (height, width) in enumerate(sizes):
+            one, size = slice(i, i + 1), (int(height), int(width))
+            if classes is None:
+                maps.append(upsampled_argmax(logits[one], size)[0])
+            else:
+                maps.append(upsampled_mask_argmax(classes[one], logits[one], size)[0])
+        return maps
 
 
 def label_array(values: Any, name: str) -> np.ndarray:
