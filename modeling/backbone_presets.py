@@ -1,6 +1,10 @@
 """Published backbone sizes by name, as plain fields that a `backbone_config` takes."""
 
+import re
 from typing import Any
+
+from .configuration_internimage import INTERNIMAGE_SIZES
+from .configuration_resnet import RESNET_SIZES
 
 
 # Liu et al. 2021 (Swin), Table 7; window 7 as at 224 pixels, 12 as at 384. Drop path 0.3: mmsegmentation's recipes.
@@ -22,7 +26,10 @@ CONVNEXT = {
 FAMILIES = {
     "swin": dict(window_size=7, drop_path_rate=0.3),
     "convnext": dict(drop_path_rate=0.4),
+    "resnet": dict(model_type="vss_resnet"),
+    "internimage": dict(model_type="vss_internimage"),
 }
+SIZES: dict[str, dict[str, Any]] = {**SWIN, **CONVNEXT, **RESNET_SIZES, **INTERNIMAGE_SIZES}
 ALL_STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 
@@ -36,14 +43,18 @@ def backbone_fields(name: str, **overrides: Any) -> dict[str, Any]:
     Raises:
         ValueError: for an unknown name, with the known ones.
     """
-    sizes = {**SWIN, **CONVNEXT}
-    if name not in sizes:
-        raise ValueError(f"backbone '{name}' is not known; one of: {', '.join(sizes)}")
-    family = name.split("-")[0]
+    if name not in known_backbones():
+        raise ValueError(f"backbone '{name}' is not known; one of: {', '.join(known_backbones())}")
+    family = re.split(r"-|\d", name)[0]
     return {
         "model_type": family,
         **FAMILIES[family],
         "out_features": list(ALL_STAGES),
-        **{key: list(value) if isinstance(value, tuple) else value for key, value in sizes[name].items()},
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in SIZES[name].items()},
         **overrides,
     }
+
+
+def known_backbones() -> list[str]:
+    """The names that `backbone_fields` takes."""
+    return list(SIZES)

@@ -14,7 +14,7 @@ from vss_hf.files import write_json
 
 app = typer.Typer(
     name="vss-hf",
-    help="Video semantic segmentation: train, evaluate, predict, score, cards, data.",
+    help="Video semantic segmentation: train, evaluate, predict, score, convert, cards, data.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -173,6 +173,31 @@ def card(
 
 
 @app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Official checkpoint file (.pth, .safetensors, ...).")],
+    source: Annotated[str, typer.Option(help="Whose names it has: mmseg, internimage, volo, detectron2, timm, ...")],
+    arch: Annotated[str, typer.Option(help="Preset of a model (upernet-swin-large), or a backbone (internimage-xl).")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
+    class_names: Annotated[
+        Path | None, typer.Option(help="JSON list of class names in the order of the label values.")
+    ] = None,
+) -> None:
+    """Turn an official checkpoint into a model folder that from_pretrained loads.
+
+    Strict: every tensor of the checkpoint is used, or listed with the reason why it has no place.
+    """
+    from vss_hf.convert.checkpoint import convert_checkpoint
+
+    names = None if class_names is None else read_class_names(class_names)
+    converted = convert_checkpoint(checkpoint, source, arch, out, names)
+    report = converted.report
+    typer.echo(f"{out}: {len(report.loaded)} tensors of {arch}")
+    for title, reasons in (("not used", report.unused), ("kept new", report.kept)):
+        for reason, of_reason in by_reason(reasons).items():
+            typer.echo(f"{title}: {len(of_reason)} tensors, {reason}: {', '.join(of_reason[:3])}, ..."[:200])
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="Model folder.")],
     repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
@@ -258,6 +283,22 @@ def show_results(results: dict[str, Any]) -> None:
     if results["frames_per_second"]:
         table.add_row("frames_per_second", f"{results['frames_per_second']:.1f}", results["hardware"])
     Console().print(table)
+
+
+def by_reason(reasons: dict[str, str]) -> dict[str, list[str]]:
+    """Names by what is said of them."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return names
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Class names from a JSON list."""
+    names = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: expected a JSON list of class names")
+    return names
 
 
 def check_writable(path: Path | None) -> None:
