@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from vss_hf.files import write_text
 
+from .architectures import ARCHITECTURES, BACKBONE_PAPERS
 from .eval_results import HUB_ID, METRICS, model_index, scored, slug
 
 
@@ -66,18 +67,6 @@ DATASETS = (
         'the Wild", CVPR 2021 (data set and video consistency)',
     ),
 )
-ARCHITECTURES = {  # model type: name, paper
-    "vss_ocrnet": (
-        "OCRNet (object-contextual representations)",
-        'Y. Yuan, X. Chen, J. Wang, "Object-Contextual Representations for Semantic Segmentation", ECCV 2020 (OCRNet)',
-    ),
-}
-BACKBONE_PAPERS = {
-    "swin": 'Z. Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021 '
-    "(backbone)",
-    "convnext": 'Z. Liu et al., "A ConvNet for the 2020s", CVPR 2022 (backbone)',
-}
-
 
 def write_card(folder: str | Path, **overrides: Any) -> Path:
     """Write `README.md` of a model folder, complete without editing.
@@ -323,7 +312,7 @@ def count_parameters(folder: str | Path) -> int:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is damaged ({error}); copy or save it again") from error
         for name, (dtype, shape) in kinds.items():
-            is_state = name.endswith(("running_mean", "running_var")) or dtype.startswith(("I", "U", "BOOL"))
+            is_state = name.endswith(("running_mean", "running_var", "empty_weight")) or dtype.startswith(("I", "U", "BOOL"))
             total += 0 if is_state else math.prod(shape)
     return total
 
