@@ -5,13 +5,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoBackbone, PreTrainedConfig
 
-from .loading import check_weight_files, loading, shortened
+from .loading import check_weight_files, loading, read_json, shortened
 
 
 Backbone = Any  # a PreTrainedModel that is a BackboneMixin too: Python has no type for both
+# MaskFormer has its own Swin in transformers; its classifiers are Swin's.
+SOURCE_NAMES = {"maskformer-swin": {r"^swin\.": "model."}}
 
 
 def build_backbone(config: PreTrainedConfig) -> Backbone:
@@ -33,7 +36,8 @@ def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
 
     Args:
         backbone: what `build_backbone` returned.
-        source: a folder or Hub id in transformers format; for a timm backbone the timm name (`resnet18d.ra4_in1k`).
+        source: a folder or Hub id in transformers format; for a timm backbone, and for ours that have timm's layers
+            (ResNet, HRNet), timm's name (`resnet50c.gluon_in1k`, `hf-hub:user/model`) or a folder that timm wrote.
 
     Returns:
         Names of tensors that keep their new weights, because the source has none or of another shape (the norms of
@@ -48,18 +52,9 @@ def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
     folder = Path(source.removeprefix("local-dir:"))  # timm's name for a folder
     if folder.is_dir():
         check_weight_files(folder)
-    if config.model_type == "timm_backbone":
-        import timm
-
+    if is_timm_source(backbone, source):
         with loading(source):
-            features = timm.create_model(
-                source,
-                pretrained=True,
-                features_only=True,
-                out_indices=config.out_indices,
-                output_stride=config.output_stride,
-            )
-        pretrained = {f"_backbone.{name}": tensor for name, tensor in features.state_dict().items()}
+            pretrained = timm_tensors(backbone, f"local-dir:{folder}" if folder.is_dir() else source)
         own = backbone.state_dict()
         fitting = {name: t for name, t in pretrained.items() if name in own and own[name].shape == t.shape}
         backbone.load_state_dict(fitting, strict=False)
@@ -75,6 +70,7 @@ def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                key_mapping=SOURCE_NAMES.get(config.model_type),
             )
         backbone.load_state_dict(pretrained.state_dict(), strict=False)  # without Swin's last norm
         other_shape = {name for name, *_ in report["mismatched_keys"]}
@@ -89,3 +85,29 @@ def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
             stacklevel=2,
         )
     return sorted(not_found)
+
+
+def is_timm_source(backbone: Backbone, source: str) -> bool:
+    """Whether `source` names timm's weights and `backbone` can take them."""
+    if backbone.config.model_type == "timm_backbone":
+        return True
+    if not hasattr(backbone, "timm_prefix"):
+        return False
+    if Path(source).is_dir():
+        return "architecture" in read_json(Path(source) / "config.json")
+    return source.startswith(("hf-hub:", "local-dir:")) or "/" not in source
+
+
+def timm_tensors(backbone: Backbone, source: str) -> dict[str, torch.Tensor]:
+    """The tensors of a pretrained timm model under the names of `backbone`."""
+    import timm
+
+    config = backbone.config
+    if config.model_type != "timm_backbone":
+        tensors = timm.create_model(source, pretrained=True).state_dict()
+        tensors = {f"{backbone.timm_prefix}{name}": tensor for name, tensor in tensors.items()}
+        return backbone.fit_pretrained(tensors) if hasattr(backbone, "fit_pretrained") else tensors
+    features = timm.create_model(
+        source, pretrained=True, features_only=True, out_indices=config.out_indices, output_stride=config.output_stride
+    )
+    return {f"_backbone.{name}": tensor for name, tensor in features.state_dict().items()}
