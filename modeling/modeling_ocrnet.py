@@ -18,6 +18,7 @@ from transformers.utils.generic import maybe_autocast
 from .configuration_ocrnet import OCRNetConfig
 from .layers import ConvNormAct, resize_concat
 from .modeling_segmenter import SegmenterModel
+from .necks import UNetNeck
 
 
 class CoarseHead(nn.Module):
@@ -105,7 +106,7 @@ def gather_regions(pixels: torch.Tensor, coarse_logits: torch.Tensor) -> torch.T
 
 
 class OCRNetForSemanticSegmentation(SegmenterModel):
-    """OCRNet with its loss; `logits` have the stride of the first map of `in_indices`.
+    """OCRNet with its loss; `logits` have the stride of the first map of `in_indices`, or the neck's.
 
     Args:
         config: the model's configuration.
@@ -117,14 +118,22 @@ class OCRNetForSemanticSegmentation(SegmenterModel):
     def __init__(self, config: OCRNetConfig):
         super().__init__(config)
         assert config.coarse_in_indices is not None  # since the configuration's __post_init__
-        channels = self.backbone.channels
-        self.coarse_head = CoarseHead(config, sum(channels[i] for i in config.coarse_in_indices))
-        self.decode_head = OCRHead(config, sum(channels[i] for i in config.in_indices))
+        channels = [self.backbone.channels[i] for i in config.in_indices]
+        coarse_channels = [self.backbone.channels[i] for i in config.coarse_in_indices]
+        self.neck = None
+        if config.neck == "unet":
+            self.neck = UNetNeck(channels, config.neck_channels, config.neck_out_stride, config.align_corners)
+            channels = coarse_channels = [self.neck.out_channels]
+        self.coarse_head = CoarseHead(config, sum(coarse_channels))
+        self.decode_head = OCRHead(config, sum(channels))
         self.post_init()
 
     def decode(self, feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         in_indices, coarse_in_indices = self.config.in_indices, self.config.coarse_in_indices
         assert coarse_in_indices is not None  # since the configuration's __post_init__
+        if self.neck is not None:
+            feature_maps = [self.neck([feature_maps[i] for i in in_indices])]
+            in_indices = coarse_in_indices = [0]
         coarse_features = resize_concat([feature_maps[i] for i in coarse_in_indices], self.config.align_corners)
         if in_indices == coarse_in_indices:
             features = coarse_features
