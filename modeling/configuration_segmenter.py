@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .loading import check_model_type
+
 
 MOST_BLOCKS = 1000  # a damaged number here would build modules until the memory is full
 MOST_LABELS = 2**16  # transformers makes a name for each, whatever the number
@@ -57,16 +59,8 @@ class SegmenterConfig(PreTrainedConfig):
 
     def validate_indices(self):
         """Part of `@strict`: the heads can only read maps that the backbone returns."""
-        count = count_maps(self)
         for field in self.INDEX_FIELDS:
-            value = getattr(self, field)
-            indices = value if isinstance(value, (list, tuple)) else [value]
-            if not indices or any(not 0 <= index < count for index in indices):
-                out_indices = getattr(self.backbone_config, "out_indices", None)
-                raise ValueError(
-                    f"{type(self).__name__}.{field}={value}: expected indices from 0 to {count - 1}, since the "
-                    f"backbone returns {count} maps (backbone_config.out_indices={out_indices})"
-                )
+            check_indices(self, field)
 
     def validate_shared_ranges(self):
         """Part of `@strict`: every shared number is inside its range."""
@@ -112,6 +106,7 @@ def backbone_config_from_dict(fields: dict[str, Any]) -> PreTrainedConfig:
             "backbone_config has no 'model_type'; expected a backbone of transformers such as 'swin', or "
             f"'timm_backbone' with 'backbone': <timm name>; found the fields {sorted(fields)}"
         )
+    check_model_type({"model_type": fields["model_type"]}, "backbone_config.model_type")
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
@@ -124,6 +119,19 @@ def count_maps(config: Any) -> int:
             f"{type(config).__name__}.backbone_config: {kind!r} is no backbone; expected e.g. swin or resnet"
         )
     return count
+
+
+def check_indices(config: Any, field: str) -> None:
+    """Raise unless a field, one index or several, chooses among the maps that the backbone returns."""
+    count = count_maps(config)
+    value = getattr(config, field)
+    indices = value if isinstance(value, (list, tuple)) else [value]
+    if not indices or any(not 0 <= index < count for index in indices):
+        out_indices = getattr(config.backbone_config, "out_indices", None)
+        raise ValueError(
+            f"{type(config).__name__}.{field}={value}: expected indices from 0 to {count - 1}, since the "
+            f"backbone returns {count} maps (backbone_config.out_indices={out_indices})"
+        )
 
 
 def check_at_least_one(config: Any, fields: tuple[str, ...]) -> None:

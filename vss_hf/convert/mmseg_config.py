@@ -269,10 +269,15 @@ def mmseg_internimage_config(backbone: dict[str, Any]) -> InternImageConfig:
 
 
 def returning(config: Any, out_indices: Any) -> Any:
-    """The backbone's configuration with the maps of the stages that mmsegmentation counts from 0."""
-    indices = [out_indices] if isinstance(out_indices, int) else out_indices
-    config.out_features = [f"stage{index % len(config.depths) + 1}" for index in indices]
+    """The backbone's configuration with the maps that mmsegmentation counts from 0."""
+    config.out_features = stage_names(out_indices, len(config.depths))
     return config
+
+
+def stage_names(out_indices: Any, depth: int) -> list[str]:
+    """mmsegmentation's numbers of stages as names."""
+    indices = [out_indices] if isinstance(out_indices, int) else out_indices
+    return [f"stage{index % depth + 1}" for index in indices]
 
 
 def short_type(part: dict[str, Any]) -> str:

@@ -1,0 +1,94 @@
+r"""UperNet: pyramid pooling on the last map, a top-down feature pyramid over all maps, and an FCN auxiliary head.
+
+    image -> backbone -> maps ---> 1x1 convs --(+ upsampled next)--> 3x3 convs --> concat --> 3x3 conv --> logits
+                            \`--> last map: pyramid pooling, 3x3 conv --^                          (stride of map 0)
+                             `--> third map: FCN head --> auxiliary logits
+
+Paper: see configuration_upernet.py. The heads are transformers' (mmsegmentation's UPerHead and FCNHead), with its
+names, so that existing weights load; what they lack is added here: dropout, logits at the heads' own resolution,
+auxiliary logits, the loss from low-resolution logits.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
+
+from .configuration_upernet import UperNetConfig
+from .layers import BatchNorm2d
+from .modeling_segmenter import SegmenterModel
+
+
+class DroppingClassifier(nn.Conv2d):
+    """A 1x1 convolution that drops whole channels of its input in training.
+
+    One module, because transformers' heads apply theirs under the name `classifier`.
+
+    Args:
+        in_channels: channels read.
+        num_labels: classes.
+        dropout: probability of dropping a channel.
+    """
+
+    def __init__(self, in_channels: int, num_labels: int, dropout: float):
+        super().__init__(in_channels, num_labels, kernel_size=1)
+        self.dropout = dropout
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.dropout2d(input, self.dropout, self.training))
+
+
+class UperNetForSemanticSegmentation(SegmenterModel):
+    """UperNet with its loss; `logits` have the stride of the backbone's first map.
+
+    Args:
+        config: the model's configuration.
+    """
+
+    config: UperNetConfig
+    config_class = UperNetConfig
+    # transformers keeps SwinBackbone's last norm, which no map passes through: see `build_backbone`.
+    _keys_to_ignore_on_load_unexpected = [r"backbone\.(swin\.)?layernorm\."]
+
+    def __init__(self, config: UperNetConfig):
+        super().__init__(config)
+        channels = self.backbone.channels
+        self.decode_head = UperNetHead(config, in_channels=channels)
+        self.decode_head.align_corners = config.align_corners
+        self.decode_head.psp_modules.align_corners = config.align_corners
+        self.auxiliary_head = None
+        if config.use_auxiliary_head:
+            check_auxiliary_channels(config, channels)
+            self.auxiliary_head = UperNetFCNHead(config, in_channels=channels, in_index=config.auxiliary_in_index)
+        for head in (self.decode_head, self.auxiliary_head):
+            if head is not None:
+                adapt_head(head, config)
+        self.post_init()
+
+    def decode(self, feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        logits = self.decode_head(feature_maps)  # (B, K, h, w)
+        return logits, () if self.auxiliary_head is None else (self.auxiliary_head(feature_maps),)
+
+
+def adapt_head(head: Any, config: UperNetConfig) -> None:
+    """Dropout before the classifier, and norms that train on a single value; the tensors keep their names."""
+    assert config.num_labels is not None  # id2label has a default
+    head.classifier = DroppingClassifier(head.channels, config.num_labels, config.classifier_dropout)
+    for module in list(head.modules()):
+        if isinstance(getattr(module, "batch_norm", None), nn.BatchNorm2d):
+            module.batch_norm = BatchNorm2d(module.batch_norm.num_features)
+
+
+def check_auxiliary_channels(config: UperNetConfig, channels: list[int]) -> None:
+    """Raise when the configuration promises the auxiliary head another map than the backbone has."""
+    found, told = channels[config.auxiliary_in_index], config.auxiliary_in_channels
+    if told is not None and told != found:
+        raise ValueError(
+            f"UperNetConfig.auxiliary_in_channels={told}, but map {config.auxiliary_in_index} of the backbone has "
+            f"{found} channels; expected {found}, or None"
+        )
+
+
+__all__ = ["UperNetForSemanticSegmentation"]
