@@ -44,9 +44,24 @@ ARCHITECTURES = {  # model type: name, paper
         'L.-C. Chen, Y. Zhu, G. Papandreou, F. Schroff, H. Adam, "Encoder-Decoder with Atrous Separable Convolution '
         'for Semantic Image Segmentation", ECCV 2018 (DeepLabV3+)',
     ),
+    "vss_segformer": (
+        "SegFormer",
+        'E. Xie, W. Wang, Z. Yu, A. Anandkumar, J. Alvarez, P. Luo, "SegFormer: Simple and Efficient Design for '
+        'Semantic Segmentation with Transformers", NeurIPS 2021 (SegFormer)',
+    ),
     "vss_semantic_fpn": (
         "Semantic FPN",
         'A. Kirillov, R. Girshick, K. He, P. Dollar, "Panoptic Feature Pyramid Networks", CVPR 2019 (Semantic FPN)',
+    ),
+    "vss_bisenet": (
+        "BiSeNet",
+        'C. Yu, J. Wang, C. Peng, C. Gao, G. Yu, N. Sang, "BiSeNet: Bilateral Segmentation Network for Real-time '
+        'Semantic Segmentation", ECCV 2018 (BiSeNet)',
+    ),
+    "vss_cascade_psp": (
+        "CascadePSP",
+        'H. K. Cheng, J. Chung, Y.-W. Tai, C.-K. Tang, "CascadePSP: Toward Class-Agnostic and Very High-Resolution '
+        'Segmentation via Global and Local Refinement", CVPR 2020 (CascadePSP)',
     ),
 }
 BACKBONE_PAPERS = {
@@ -162,6 +177,22 @@ PUBLISHED = {
     "pspnet-resnet101": Published(("pspnet_r101-d8_512x512_80k_ade20k_*.pth",)),
     "deeplabv3-resnet50": Published(("deeplabv3_r50-d8_512x512_80k_ade20k_*.pth",)),
     "deeplabv3plus-resnet101": Published(("deeplabv3plus_r101-d8_512x512_80k_ade20k_*.pth",)),
+    **{
+        f"segformer-b{size}": Published((f"segformer_mit-b{size}_512x512_160k_ade20k_*.pth",)) for size in range(5)
+    },
+    "segformer-b5": Published(("segformer_mit-b5_640x640_160k_ade20k_*.pth",)),
     "semantic-fpn-resnet50": Published(("fpn_r50_512x512_160k_ade20k_*.pth",)),
     "semantic-fpn-resnet101": Published(("fpn_r101_512x512_160k_ade20k_*.pth",)),
+    "bisenet-resnet18": Published(
+        (
+            "bisenetv1_r18-d32_4x4_1024x1024_160k_cityscapes_*.pth",
+            "bisenetv1_r18-d32_in1k-pre_lr5e-3_4x4_512x512_160k_coco-stuff164k_*.pth",
+        )
+    ),
+    "bisenet-resnet50": Published(
+        (
+            "bisenetv1_r50-d32_4x4_1024x1024_160k_cityscapes_*.pth",
+            "bisenetv1_r50-d32_in1k-pre_lr5e-3_4x4_512x512_160k_coco-stuff164k_*.pth",
+        )
+    ),
 }

@@ -43,6 +43,7 @@ SUMMARY_FIELDS = (
 CONFIG_KINDS = {"model_type": str, "id2label": dict, "backbone_config": dict, "in_indices": list}
 BACKBONE_KINDS = {"model_type": str, "backbone": str, "depths": list, "out_features": list, "patch_size": int}
 RUN_KINDS = {"dataset": str, "split": str, "train_split": str, "hardware": str, "versions": dict, "date": str}
+STATISTICS = ("running_mean", "running_var", "empty_weight")  # float tensors that are not learned
 KIND_WORDS = {str: "text", dict: "names with values", list: "a list", int: "a whole number"}
 LOCAL_FOLDERS = (".", "..", "data", "datasets", "runs", "out", "outputs", "models", "checkpoints")
 SECRET_NAME = re.compile(r"(^|_)(token|password|passwd|secret|credentials?|(api|access|private)_?key)$", re.IGNORECASE)
@@ -312,7 +313,7 @@ def count_parameters(folder: str | Path) -> int:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is damaged ({error}); copy or save it again") from error
         for name, (dtype, shape) in kinds.items():
-            is_state = name.endswith(("running_mean", "running_var", "empty_weight")) or dtype.startswith(("I", "U", "BOOL"))
+            is_state = name.endswith(STATISTICS) or dtype.startswith(("I", "U", "BOOL"))
             total += 0 if is_state else math.prod(shape)
     return total
 

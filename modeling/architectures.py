@@ -7,19 +7,38 @@ from typing import Any
 # model_type -> (file suffix, configuration class, model class)
 MODELS = {
     "vss_ocrnet": ("ocrnet", "OCRNetConfig", "OCRNetForSemanticSegmentation"),
+    "vss_upernet": ("upernet", "UperNetConfig", "UperNetForSemanticSegmentation"),
+    "vss_maskformer": ("maskformer", "VSSMaskFormerConfig", "MaskFormerForSemanticSegmentation"),
+    "vss_mask2former": ("mask2former", "VSSMask2FormerConfig", "Mask2FormerForSemanticSegmentation"),
+    "vss_fcn": ("fcn", "FCNConfig", "FCNForSemanticSegmentation"),
+    "vss_pspnet": ("pspnet", "PSPNetConfig", "PSPNetForSemanticSegmentation"),
+    "vss_deeplabv3": ("deeplabv3", "DeepLabV3Config", "DeepLabV3ForSemanticSegmentation"),
+    "vss_deeplabv3plus": ("deeplabv3plus", "DeepLabV3PlusConfig", "DeepLabV3PlusForSemanticSegmentation"),
+    "vss_segformer": ("segformer", "SegFormerConfig", "SegFormerForSemanticSegmentation"),
+    "vss_semantic_fpn": ("semantic_fpn", "SemanticFPNConfig", "SemanticFPNForSemanticSegmentation"),
+    "vss_bisenet": ("bisenet", "BiSeNetConfig", "BiSeNetForSemanticSegmentation"),
 }
-BACKBONES: dict[str, tuple[str, str, str]] = {}
+BACKBONES: dict[str, tuple[str, str, str]] = {
+    "vss_resnet": ("resnet", "DilatedResNetConfig", "DilatedResNetBackbone"),
+    "vss_hrnet": ("hrnet", "HRNetConfig", "HRNetBackbone"),
+    "vss_internimage": ("internimage", "InternImageConfig", "InternImageBackbone"),
+    "vss_mit": ("segformer", "MiTConfig", "MiTBackbone"),
+    "vss_volo": ("volo", "VOLOConfig", "VOLOBackbone"),
+}
+# They take an image and masks of it.
+REFINERS: dict[str, tuple[str, str, str]] = {"vss_cascade_psp": ("cascade_psp", "CascadePSPConfig", "CascadePSPModel")}
+ALL = {**MODELS, **BACKBONES, **REFINERS}
 
 
 def configuration_class(model_type: str) -> Any:
     """The configuration class of one of our model types."""
-    file, configuration, _ = {**MODELS, **BACKBONES}[model_type]
+    file, configuration, _ = ALL[model_type]
     return getattr(importlib.import_module(f".configuration_{file}", __package__), configuration)
 
 
 def model_class(model_type: str) -> Any:
-    """The model or backbone class of one of our model types."""
-    file, _, model = {**MODELS, **BACKBONES}[model_type]
+    """The class of one of our model types."""
+    file, _, model = ALL[model_type]
     return getattr(importlib.import_module(f".modeling_{file}", __package__), model)
 
 

@@ -3,8 +3,10 @@
 import re
 from typing import Any
 
+from .configuration_hrnet import HRNET_SIZES
 from .configuration_internimage import INTERNIMAGE_SIZES
 from .configuration_resnet import RESNET_SIZES
+from .configuration_volo import VOLO_SIZES
 
 
 # Liu et al. 2021 (Swin), Table 7; window 7 as at 224 pixels, 12 as at 384. Drop path 0.3: mmsegmentation's recipes.
@@ -22,14 +24,29 @@ CONVNEXT = {
     "convnext-large": dict(depths=(3, 3, 27, 3), hidden_sizes=(192, 384, 768, 1536)),
     "convnext-xlarge": dict(depths=(3, 3, 27, 3), hidden_sizes=(256, 512, 1024, 2048)),
 }
+# Xie et al. 2021 (SegFormer), Table 6; drop path 0.1 as there.
+MIT = {
+    "mit-b0": dict(depths=(2, 2, 2, 2), hidden_sizes=(32, 64, 160, 256)),
+    "mit-b1": dict(depths=(2, 2, 2, 2), hidden_sizes=(64, 128, 320, 512)),
+    "mit-b2": dict(depths=(3, 4, 6, 3), hidden_sizes=(64, 128, 320, 512)),
+    "mit-b3": dict(depths=(3, 4, 18, 3), hidden_sizes=(64, 128, 320, 512)),
+    "mit-b4": dict(depths=(3, 8, 27, 3), hidden_sizes=(64, 128, 320, 512)),
+    "mit-b5": dict(depths=(3, 6, 40, 3), hidden_sizes=(64, 128, 320, 512)),
+}
 # Shared by the sizes of a family.
 FAMILIES = {
     "swin": dict(window_size=7, drop_path_rate=0.3),
     "convnext": dict(drop_path_rate=0.4),
+    "mit": dict(model_type="vss_mit"),
     "resnet": dict(model_type="vss_resnet"),
+    "hrnet": dict(model_type="vss_hrnet"),
     "internimage": dict(model_type="vss_internimage"),
+    "volo": dict(model_type="vss_volo", drop_path_rate=0.3),  # nobody tells theirs for segmentation
 }
-SIZES: dict[str, dict[str, Any]] = {**SWIN, **CONVNEXT, **RESNET_SIZES, **INTERNIMAGE_SIZES}
+SIZES: dict[str, dict[str, Any]] = {
+    **{**SWIN, **CONVNEXT, **MIT},
+    **{**RESNET_SIZES, **HRNET_SIZES, **INTERNIMAGE_SIZES, **VOLO_SIZES},
+}
 ALL_STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 

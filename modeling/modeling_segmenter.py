@@ -13,6 +13,9 @@ from .losses import dense_segmentation_loss
 from .outputs import SemanticSegmenterOutput
 
 
+SMALLEST_IMAGE = 32  # pixels; the deepest maps of most backbones have a thirty-second of them
+
+
 class SegmenterModel(PreTrainedModel):
     """A backbone, the loss, and the initial weights of the heads; an architecture adds its heads and `decode`.
 
@@ -34,11 +37,23 @@ class SegmenterModel(PreTrainedModel):
         assert isinstance(config.backbone_config, PreTrainedConfig)  # since the configuration's __post_init__
         self.backbone: Backbone = build_backbone(config.backbone_config)
 
+    def encode(self, pixel_values: torch.Tensor, **wanted: bool) -> Any:
+        """What `decode` reads: the backbone's maps; an architecture may add some.
+
+        Args:
+            pixel_values: as in `forward`.
+            wanted: what else to return, `output_hidden_states` and `output_attentions`.
+
+        Returns:
+            BackboneOutput: with `feature_maps`.
+        """
+        return self.backbone.forward_with_filtered_kwargs(pixel_values, **wanted)
+
     def decode(self, feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """The architecture's heads.
 
         Args:
-            feature_maps: what the backbone returns, each (batch, channels, h, w).
+            feature_maps: what `encode` returns, each (batch, channels, h, w).
 
         Returns:
             (logits, auxiliary logits), each (batch, num_labels, h, w) at its head's own resolution.
@@ -70,7 +85,15 @@ class SegmenterModel(PreTrainedModel):
 
         Returns:
             SemanticSegmenterOutput: with `logits` at the decode head's own resolution.
+
+        Raises:
+            ValueError: the image is too small.
         """
+        if min(pixel_values.shape[-2:]) < SMALLEST_IMAGE:
+            raise ValueError(
+                f"pixel_values is {tuple(pixel_values.shape)}: expected (batch, 3, height, width) with at least "
+                f"{SMALLEST_IMAGE} pixels on both sides"
+            )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if output_auxiliary_logits is None:
             output_auxiliary_logits = self.training
@@ -79,7 +102,7 @@ class SegmenterModel(PreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **{k: v for k, v in wanted.items() if v})
+        outputs = self.encode(pixel_values, **{k: v for k, v in wanted.items() if v})
         logits, auxiliary_logits = self.decode(list(outputs.feature_maps))
 
         loss = None

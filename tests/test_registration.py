@@ -50,6 +50,8 @@ IMPORTS = {
     "vss_hf first": "import vss_hf\nfrom transformers import AutoConfig",
     "Auto classes first": "from transformers import AutoImageProcessor, AutoModel, AutoConfig\nimport vss_hf",
     "model module first": "import vss_hf.modeling.modeling_ocrnet",
+    "a part of transformers that our models need first": "import vss_hf\nfrom transformers import UperNetConfig",
+    "transformers' pipelines first": "import vss_hf\nfrom transformers import pipeline",
     "image processor first": "from vss_hf.modeling.image_processing_vss import VSSImageProcessor",
 }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import transformers  # noqa: F401  (lazy itself; its Auto classes are what we extend)
 
 from ._register import register
-from .modeling.architectures import BACKBONES, MODELS
+from .modeling.architectures import ALL
 
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ PUBLIC = {
     "VideoConsistency": "vss_hf.metrics",
     "config_from_preset": "vss_hf.modeling.architectures",
 }
-for _file, _configuration, _model in (*MODELS.values(), *BACKBONES.values()):
+for _file, _configuration, _model in ALL.values():
     PUBLIC[_configuration] = f"vss_hf.modeling.configuration_{_file}"
     PUBLIC[_model] = f"vss_hf.modeling.modeling_{_file}"
 __all__ = [*PUBLIC]

@@ -10,19 +10,19 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-from .modeling.architectures import BACKBONES, MODELS, configuration_class, model_class
+from .modeling.architectures import ALL, BACKBONES, MODELS, REFINERS, configuration_class, model_class
 
 
 def register_configurations() -> None:
     """AutoConfig knows our model types."""
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    for model_type in (*MODELS, *BACKBONES):
+    for model_type in ALL:
         AutoConfig.register(model_type, configuration_class(model_type), exist_ok=True)
 
 
 def register_models() -> None:
-    """AutoModel and AutoModelForSemanticSegmentation know our models, AutoBackbone our backbones."""
+    """AutoModel, AutoModelForSemanticSegmentation and AutoBackbone know what of ours is theirs."""
     from transformers.models.auto.modeling_auto import AutoBackbone, AutoModel, AutoModelForSemanticSegmentation
 
     for model_type in MODELS:
@@ -30,6 +30,8 @@ def register_models() -> None:
             auto_class.register(configuration_class(model_type), model_class(model_type), exist_ok=True)
     for model_type in BACKBONES:
         AutoBackbone.register(configuration_class(model_type), model_class(model_type), exist_ok=True)
+    for model_type in REFINERS:
+        AutoModel.register(configuration_class(model_type), model_class(model_type), exist_ok=True)
 
 
 def register_image_processors() -> None:
@@ -44,37 +46,30 @@ def register_image_processors() -> None:
         AutoImageProcessor.register(config_class, image_processor_classes=backends, exist_ok=True)
 
 
-CONFIGURATIONS = tuple(f"configuration_{file}" for file, _, _ in (*MODELS.values(), *BACKBONES.values()))
-MODELINGS = tuple(f"modeling_{file}" for file, _, _ in (*MODELS.values(), *BACKBONES.values()))
-
-# Where transformers keeps each kind of Auto class, our modules that the registration imports, and the registration.
-REGISTRATIONS = (
-    ("transformers.models.auto.configuration_auto", CONFIGURATIONS, register_configurations),
-    ("transformers.models.auto.modeling_auto", (*CONFIGURATIONS, *MODELINGS), register_models),
-    (
-        "transformers.models.auto.image_processing_auto",
-        (*CONFIGURATIONS, "image_processing_vss"),
-        register_image_processors,
-    ),
-)
-AUTO_MODULES = {auto for auto, _, _ in REGISTRATIONS}
-OUR_MODULES = {f"vss_hf.modeling.{name}" for _, names, _ in REGISTRATIONS for name in names}
+# Where transformers keeps each kind of Auto class, and the registration with it.
+REGISTRATIONS = {
+    "transformers.models.auto.configuration_auto": register_configurations,
+    "transformers.models.auto.modeling_auto": register_models,
+    "transformers.models.auto.image_processing_auto": register_image_processors,
+}
+# What our models import, and with what the Auto classes may come.
+WATCHED = ("vss_hf.modeling.", "transformers.")
 
 
 class RegisterOnImport(MetaPathFinder, Loader):
-    """Leaves finding and loading to Python's own finder, and registers when a module that matters has been loaded.
+    """Leaves finding and loading to Python's own finder, and registers when an Auto module has been loaded.
 
-    One of our modules may be the first that needs the Auto classes: then they are loaded while it is half-way, and the
-    registration waits until it is whole.
+    The Auto classes may be loaded for one of the watched modules that is only half-way, and our models may need that
+    one: the registration waits until all of them are whole.
     """
 
     def __init__(self):
         self.loaders: dict[str, Loader] = {}
-        self.loaded = {name for name in AUTO_MODULES if name in sys.modules}
-        self.loading: set[str] = set()
+        self.loading: list[str] = []
+        self.registered: set[str] = set()
 
     def find_spec(self, fullname: str, path=None, target=None) -> ModuleSpec | None:
-        if fullname not in AUTO_MODULES | OUR_MODULES:
+        if not fullname.startswith(WATCHED):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -89,19 +84,23 @@ class RegisterOnImport(MetaPathFinder, Loader):
         name = module.__name__
         assert module.__spec__ is not None  # the import system made the module from one
         module.__spec__.loader = module.__loader__ = self.loaders[name]
-        self.loading.add(name)
+        self.loading.append(name)
         try:
             self.loaders[name].exec_module(module)
         finally:
-            self.loading.discard(name)
-        self.loaded.add(name)
+            self.loading.remove(name)
         self.register_loaded()
 
     def register_loaded(self) -> None:
-        """Register with every Auto module that is loaded, unless one of ours is half-way; twice changes nothing."""
-        for auto_module, ours, register_kind in REGISTRATIONS:
-            if auto_module in self.loaded and not any(f"vss_hf.modeling.{name}" in self.loading for name in ours):
-                register_kind()
+        """Register with every Auto module that is loaded, once, unless a watched module is half-way."""
+        for auto_module, register_kind in REGISTRATIONS.items():
+            if auto_module in sys.modules and not self.loading and auto_module not in self.registered:
+                self.registered.add(auto_module)  # before: it loads watched modules itself
+                try:
+                    register_kind()
+                except BaseException:
+                    self.registered.discard(auto_module)  # the next import tries again, and fails as clearly
+                    raise
 
 
 def register() -> None:

@@ -134,7 +134,7 @@ def test_another_shape_is_named(model):
 
 
 def test_an_unknown_source_is_refused_with_the_known_ones(model):
-    with pytest.raises(ValueError, match="'mmsegmentation'.*known sources: mmseg$"):
+    with pytest.raises(ValueError, match="'mmsegmentation'.*known sources: mmseg, vspw_baseline$"):
         load_reference_state_dict(model, {}, "mmsegmentation")
 
 

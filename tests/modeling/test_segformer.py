@@ -9,6 +9,7 @@ from transformers import AutoBackbone, AutoModelForSemanticSegmentation
 
 import vss_hf  # noqa: F401  (registration)
 from vss_hf.convert import load_reference_state_dict
+from vss_hf.convert.mmseg_model_config import segmenter_config_from_mmseg
 from vss_hf.modeling.configuration_segformer import MiTConfig, SegFormerConfig
 from vss_hf.modeling.modeling_segformer import SegFormerForSemanticSegmentation
 
@@ -143,6 +144,34 @@ def test_a_reference_checkpoint_gives_the_same_model(model):
     assert set(report.loaded) == set(model.state_dict()) and not report.unused and not report.kept
     pixels = torch.randn(1, 3, 33, 47)
     assert torch.equal(other(pixels).logits, model(pixels).logits)
+
+
+def test_mmsegmentations_configuration_is_read():
+    backbone = dict(
+        type="MixVisionTransformer",
+        embed_dims=8,
+        num_stages=4,
+        num_layers=[1, 2, 1, 1],
+        num_heads=[1, 2, 5, 8],
+        patch_sizes=[7, 3, 3, 3],
+        sr_ratios=[8, 4, 2, 1],
+        out_indices=(0, 1, 2, 3),
+        mlp_ratio=4,
+        qkv_bias=True,
+        drop_path_rate=0.1,
+    )
+    norm = dict(type="SyncBN", requires_grad=True)
+    head = dict(
+        type="SegformerHead", in_channels=[8, 16, 40, 64], in_index=[0, 1, 2, 3], channels=12, dropout_ratio=0.1,
+        num_classes=5, norm_cfg=norm, align_corners=False, loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0),
+    )  # fmt: skip
+    config = segmenter_config_from_mmseg(dict(type="EncoderDecoder", backbone=backbone, decode_head=head))
+    assert isinstance(config, SegFormerConfig) and config.backbone_config.hidden_sizes == [8, 16, 40, 64]
+    assert (config.channels, config.num_labels, config.in_indices) == (12, 5, [0, 1, 2, 3])
+    assert config.backbone_config.layer_norm_eps == 1e-6
+    with pytest.raises(ValueError, match="SegformerHead.*interpolate_mode"):
+        head["interpolate_mode"] = "nearest"
+        segmenter_config_from_mmseg(dict(type="EncoderDecoder", backbone=backbone, decode_head=head))
 
 
 def test_saved_and_loaded_it_is_the_same(model, tmp_path):

@@ -14,6 +14,7 @@ from vss_hf.modeling.backbone_presets import CONVNEXT
 from vss_hf.modeling.configuration_hrnet import HRNetConfig
 from vss_hf.modeling.configuration_internimage import InternImageConfig
 from vss_hf.modeling.configuration_resnet import EXPANSION, PLAIN_SIZES, DilatedResNetConfig
+from vss_hf.modeling.configuration_segformer import MiTConfig
 
 
 # Settings of training and of the initial weights: they do not change what a loaded network computes.
@@ -98,6 +99,24 @@ INTERNIMAGE_DEFAULTS = dict(
     level2_post_norm_block_ids=None,
     center_feature_scale=False,
     out_indices=(0, 1, 2, 3),
+)
+MIT_DEFAULTS = dict(
+    in_channels=3,
+    embed_dims=64,
+    num_stages=4,
+    num_layers=(3, 4, 6, 3),
+    num_heads=(1, 2, 4, 8),
+    patch_sizes=(7, 3, 3, 3),
+    strides=(4, 2, 2, 2),
+    sr_ratios=(8, 4, 2, 1),
+    out_indices=(0, 1, 2, 3),
+    mlp_ratio=4,
+    qkv_bias=True,
+    drop_rate=0.0,
+    attn_drop_rate=0.0,
+    drop_path_rate=0.0,
+    act_cfg={"type": "GELU"},
+    norm_cfg={"type": "LN", "eps": 1e-6},
 )
 
 
@@ -268,6 +287,28 @@ def mmseg_internimage_config(backbone: dict[str, Any]) -> InternImageConfig:
     return returning(config, out_indices)
 
 
+def mmseg_mit_config(backbone: dict[str, Any]) -> MiTConfig:
+    """The configuration of a `MixVisionTransformer`."""
+    given = read_settings(backbone, MIT_DEFAULTS)
+    refuse_unless("MixVisionTransformer", given, qkv_bias=(True,), act_cfg=({"type": "GELU"},))
+    fields: dict[str, Any] = dict(
+        num_channels=given["in_channels"],
+        depths=list(given["num_layers"]),
+        hidden_sizes=[given["embed_dims"] * heads for heads in given["num_heads"]],
+        num_attention_heads=list(given["num_heads"]),
+        patch_sizes=list(given["patch_sizes"]),
+        strides=list(given["strides"]),
+        sr_ratios=list(given["sr_ratios"]),
+        mlp_ratios=[given["mlp_ratio"]] * given["num_stages"],
+        hidden_dropout_prob=given["drop_rate"],
+        attention_probs_dropout_prob=given["attn_drop_rate"],
+        drop_path_rate=given["drop_path_rate"],
+        layer_norm_eps=given["norm_cfg"].get("eps", 1e-5),
+        out_features=stage_names(given["out_indices"], given["num_stages"]),
+    )
+    return MiTConfig(**fields)
+
+
 def returning(config: Any, out_indices: Any) -> Any:
     """The backbone's configuration with the maps that mmsegmentation counts from 0."""
     config.out_features = stage_names(out_indices, len(config.depths))
@@ -336,4 +377,5 @@ BACKBONES: dict[str, Callable[[dict[str, Any]], PreTrainedConfig]] = {
     "SwinTransformer": mmseg_swin_config,
     "ConvNeXt": mmseg_convnext_config,
     "InternImage": mmseg_internimage_config,
+    "MixVisionTransformer": mmseg_mit_config,
 }

@@ -13,6 +13,7 @@ from vss_hf.modeling.configuration_deeplabv3plus import DeepLabV3PlusConfig
 from vss_hf.modeling.configuration_fcn import FCNConfig
 from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
 from vss_hf.modeling.configuration_pspnet import PSPNetConfig
+from vss_hf.modeling.configuration_segformer import SegFormerConfig
 from vss_hf.modeling.configuration_segmenter import SegmenterConfig, count_maps
 from vss_hf.modeling.configuration_semantic_fpn import SemanticFPNConfig
 from vss_hf.modeling.configuration_upernet import UperNetConfig
@@ -177,6 +178,15 @@ def deeplabv3plus_config(head: Settings, auxiliary: Settings | None, backbone: P
         **shared_fields(given),
         **auxiliary_fields(auxiliary, given, backbone),
     )
+
+
+def segformer_config(head: Settings, auxiliary: Settings | None, backbone: PreTrainedConfig) -> SegmenterConfig:
+    """SegformerHead."""
+    refuse_parts("SegformerHead", auxiliary_head=auxiliary)
+    given = read_head(head, interpolate_mode="bilinear")
+    refuse_unless("SegformerHead", given, interpolate_mode=("bilinear",), input_transform=(None, "multiple_select"))
+    indices = [index % len(backbone.out_features) for index in given["in_index"]]
+    return reading(SegFormerConfig, backbone, in_indices=indices, channels=given["channels"], **shared_fields(given))
 
 
 def semantic_fpn_config(
@@ -375,4 +385,5 @@ HEADS = {
     "PSPHead": pspnet_config,
     "ASPPHead": deeplabv3_config,
     "DepthwiseSeparableASPPHead": deeplabv3plus_config,
+    "SegformerHead": segformer_config,
 }

@@ -10,9 +10,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from . import mmseg_heads
+from . import bisenet, detectron2, mmseg_heads, vspw_heads
+from .cascade_psp import CASCADE_PSP, RESNET_PREFIX
+from .convnext import facebook_convnext_table, mmseg_convnext_table
+from .hrnet import HRNET
+from .internimage import internimage_table, mmseg_internimage_table
+from .mit import mmseg_mit_table
+from .mmseg_mask2former import mmseg_mask2former_table
+from .resnet import CSAIL_RESNET, MMSEG_RESNET, TIMM_RESNET, TORCHVISION_RESNET
 from .swin import microsoft_swin_table, mmseg_swin_table
 from .tables import Renamed, Table, joined, reason_to_keep, rename, under
+from .volo import volo_table
 
 
 @dataclass
@@ -34,10 +42,50 @@ class ConversionReport:
 BACKBONE_TABLES: dict[tuple[str, str], Callable[[Any], Table]] = {
     ("mmseg", "swin"): mmseg_swin_table,
     ("microsoft", "swin"): microsoft_swin_table,
+    ("mmseg", "convnext"): mmseg_convnext_table,
+    ("facebook", "convnext"): facebook_convnext_table,
+    ("mmseg", "vss_resnet"): lambda config: MMSEG_RESNET,
+    ("vspw_baseline", "vss_resnet"): lambda config: CSAIL_RESNET,
+    ("torchvision", "vss_resnet"): lambda config: TORCHVISION_RESNET,
+    ("timm", "vss_resnet"): lambda config: TIMM_RESNET,
+    ("mmseg", "vss_mit"): mmseg_mit_table,
+    ("mmseg", "vss_hrnet"): lambda config: HRNET,
+    ("timm", "vss_hrnet"): lambda config: HRNET,
+    ("mmseg", "vss_internimage"): mmseg_internimage_table,
+    ("volo", "vss_volo"): volo_table,
+    ("timm", "vss_volo"): volo_table,
+    ("internimage", "vss_internimage"): internimage_table,
+    ("detectron2", "swin"): detectron2.swin_table,
+    ("detectron2", "maskformer-swin"): detectron2.maskformer_swin_table,
+    ("detectron2", "vss_resnet"): detectron2.resnet_table,
+    ("cascadepsp", "vss_resnet"): lambda config: TORCHVISION_RESNET,
 }
 # (source, model_type) -> the table of everything but the backbone
 HEAD_TABLES: dict[tuple[str, str], Callable[[Any], Table]] = {
     ("mmseg", "vss_ocrnet"): lambda config: mmseg_heads.OCRNET,
+    ("mmseg", "vss_upernet"): lambda config: mmseg_heads.UPERNET,
+    ("mmseg", "vss_fcn"): lambda config: mmseg_heads.FCN,
+    ("mmseg", "vss_pspnet"): lambda config: mmseg_heads.PSPNET,
+    ("mmseg", "vss_deeplabv3"): lambda config: mmseg_heads.DEEPLABV3,
+    ("mmseg", "vss_deeplabv3plus"): lambda config: mmseg_heads.DEEPLABV3PLUS,
+    ("mmseg", "vss_segformer"): lambda config: mmseg_heads.SEGFORMER,
+    ("mmseg", "vss_semantic_fpn"): lambda config: mmseg_heads.SEMANTIC_FPN,
+    ("mmseg", "vss_bisenet"): lambda config: bisenet.BISENET,
+    ("cascadepsp", "vss_cascade_psp"): lambda config: CASCADE_PSP,
+    ("vspw_baseline", "vss_pspnet"): lambda config: vspw_heads.PSPNET,
+    ("vspw_baseline", "vss_ocrnet"): lambda config: vspw_heads.OCRNET,
+    ("mmseg", "vss_mask2former"): mmseg_mask2former_table,
+    ("detectron2", "vss_maskformer"): detectron2.maskformer_table,
+    ("detectron2", "vss_mask2former"): detectron2.mask2former_table,
+}
+# Where a model keeps its backbone, if not in `backbone`
+BACKBONE_PLACES = dict.fromkeys(("vss_maskformer", "vss_mask2former"), "model.pixel_level_module.encoder.")
+# (source, model_type) -> what stands before the backbone's names, as a regular expression; by default `backbone\.`
+PREFIXES = {
+    ("vspw_baseline", "vss_pspnet"): r"encoder\.",
+    ("vspw_baseline", "vss_ocrnet"): r"encoder\.",
+    ("mmseg", "vss_bisenet"): bisenet.RESNET_PREFIX,
+    ("cascadepsp", "vss_cascade_psp"): RESNET_PREFIX,
 }
 WRAPPERS = ("state_dict", "model", "state_dict_ema")  # where checkpoints keep their tensors
 
@@ -59,6 +107,8 @@ def read_reference_file(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return unwrapped(load_file(path), path)
+        if path.suffix == ".pkl":
+            return detectron2.read_detectron2_pickle(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -121,7 +171,8 @@ def table_for(source: str, config: Any) -> Table:
             f"no converter from '{source}' to {kind} on {backbone_kind}; backbones known: {', '.join(known)}"
         )
     backbone = BACKBONE_TABLES[source, backbone_kind](config.backbone_config)
-    return joined(under(backbone, r"backbone\.", "backbone."), heads)
+    prefix, place = PREFIXES.get((source, kind), r"backbone\."), BACKBONE_PLACES.get(kind, "backbone.")
+    return joined(under(backbone, prefix, place), heads)
 
 
 def check_fit(renamed: Renamed, own: dict[str, torch.Tensor], missing: list[str], what: str, model: Any) -> None:

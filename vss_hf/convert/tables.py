@@ -22,6 +22,8 @@ class Rename:
         reason: for `own=None`.
         change: turns the reference's layout into ours; must work on meta tensors.
         parts: the tensor is cut along axis 0 into as many equal parts; `{part}` in `own` stands for each of them.
+        minus: the whole name of another reference tensor, which is subtracted first; `\1` as in `own`. BatchNorm's
+            mean takes over the bias of the convolution before it: both are subtracted from the same numbers.
     """
 
     pattern: str
@@ -29,6 +31,7 @@ class Rename:
     reason: str = ""
     change: Callable[[torch.Tensor], torch.Tensor] | None = None
     parts: tuple[str, ...] = ()
+    minus: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ def rename(state_dict: dict[str, torch.Tensor], table: Table) -> Renamed:
         elif row.own is None:
             renamed.unused[name] = row.reason
         else:
+            if row.minus:
+                tensor = tensor - state_dict[match.expand(row.minus)]
             tensor = row.change(tensor) if row.change else tensor
             own = match.expand(row.own)
             pieces = tensor.chunk(len(row.parts)) if row.parts else (tensor,)
