@@ -3,8 +3,12 @@
 from torch import nn
 
 
-# Norms and biases are found by shape; these are matrices of positions, not features (mmsegmentation's Swin recipes).
-NO_DECAY_NAMES = ("relative_position_bias_table", "position_embeddings", "pos_embed", "absolute_pos_embed")
+# Norms and biases are found by shape; these are matrices of positions, not features (mmsegmentation's Swin recipes),
+# and the embeddings of queries and levels (Detectron2's WEIGHT_DECAY_EMBED of 0).
+NO_DECAY_NAMES = (
+    *("relative_position_bias_table", "position_embeddings", "pos_embed", "absolute_pos_embed"),
+    *("queries_embedder", "queries_features", "level_embed"),
+)
 
 
 def parameter_groups(
@@ -36,9 +40,10 @@ def parameter_groups(
         for part, rate in rates.items()
         for decays in (True, False)
     }
+    of_backbone = {id(parameter) for parameter in getattr(model, "backbone").parameters()}  # noqa: B009  (any Module)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = "backbone" if name.startswith("backbone.") else "heads"
+            part = "backbone" if id(parameter) in of_backbone else "heads"
             decays = parameter.ndim > 1 and not any(word in name for word in NO_DECAY_NAMES)
             groups[part, decays]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]

@@ -73,6 +73,12 @@ def train(recipe: Recipe) -> Path:
     processor = build_processor(recipe)
     weights = None
     if args.class_weighting != "none":
+        if not hasattr(model.config, "auxiliary_loss_weight"):  # only per-pixel models have it
+            kind = model.config.model_type
+            raise ValueError(
+                f"--class_weighting {args.class_weighting}: {kind} classifies masks, not pixels, and balances them by "
+                "no_object_weight; leave it out"
+            )
         weights = class_weights(recipe.data.root, recipe.data.train_split, classes, recipe.data.on_bad_sample)
 
     # --- train, or resume
@@ -108,12 +114,15 @@ def training_data(recipe: Recipe) -> TrainingDraws | TrainingStream:
     return TrainingDraws(samples, transform, args.draw_seed, cache=recipe.data.cache, on_bad_sample=bad)
 
 
+CLASSIFIERS = ("classifier", "class_predictor", "criterion.empty_weight")  # the last two of mask models
+
+
 def build_model(recipe: ModelRecipe, classes: ClassList) -> Any:
     """The model that a recipe asks for, with the class list of the data."""
     labels = {"id2label": classes.id2label, "label2id": classes.label2id}
     if recipe.init_from:
         # A classifier of another size is replaced; everything else must fit.
-        return load_strictly(AutoModelForSemanticSegmentation, recipe.init_from, new=("classifier",), **labels)
+        return load_strictly(AutoModelForSemanticSegmentation, recipe.init_from, new=CLASSIFIERS, **labels)
     model = AutoModelForSemanticSegmentation.from_config(recipe.build_config(**labels))
     if recipe.backbone_weights:
         load_backbone_weights(model.backbone, recipe.backbone_weights)

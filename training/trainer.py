@@ -267,7 +267,7 @@ class VSSTrainer(PushesModelFolder, Trainer):
             config = self.unwrapped().config
             loss = dense_segmentation_loss(
                 outputs.logits,
-                outputs.auxiliary_logits,
+                outputs.auxiliary_logits or (),
                 labels,
                 auxiliary_loss_weight=config.auxiliary_loss_weight,
                 ignore_index=config.ignore_index,

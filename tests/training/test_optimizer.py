@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from vss_hf.modeling.architectures import config_from_preset
 from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
 from vss_hf.training.optimizer import parameter_groups
@@ -59,6 +60,23 @@ def test_every_parameter_is_in_the_right_group(model):
     for name, group in groups.items():
         assert group["lr"] == (1e-4 if name.startswith("backbone") else 1e-3)
         assert group["weight_decay"] == (0.0 if name.endswith("no_decay") else 0.05)
+
+
+def test_the_backbone_of_a_mask_model_is_found_inside_it():
+    from transformers import AutoModelForSemanticSegmentation
+
+    stages = {"depths": [1] * 4, "num_heads": [1] * 4, "out_features": [f"stage{i}" for i in range(1, 5)]}
+    config = config_from_preset(
+        "mask2former-swin-large", backbone_config={**SWIN, "use_absolute_embeddings": False, **stages}
+    )
+    config.hidden_dim = config.feature_size = config.mask_feature_size = 32
+    model = AutoModelForSemanticSegmentation.from_config(config)
+    groups = groups_by_name(model, 1e-3, 1e-4, 0.05)
+    backbone = groups["backbone"]["params"] | groups["backbone_no_decay"]["params"]
+    inside = "model.pixel_level_module.encoder."
+    assert backbone == {name for name, _ in model.named_parameters() if name.startswith(inside)}
+    embeddings = {name for name, p in model.named_parameters() if "embedder.weight" in name or "level_embed" in name}
+    assert len(embeddings) >= 3 and embeddings <= groups["heads_no_decay"]["params"]
 
 
 def test_no_backbone_rate_means_that_of_the_heads(model):
