@@ -5,6 +5,8 @@ import pickle
 import re
 import shutil
 import struct
+import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -332,6 +334,22 @@ def test_reference_files(tmp_path, canary):
     with pytest.raises(FileNotFoundError, match="none.pth: no such checkpoint file"):
         read_reference_file(tmp_path / "none.pth")
     assert not ran.exists()
+
+
+def test_a_checkpoint_with_the_log_of_its_training(tmp_path, monkeypatch):
+    """mmengine keeps its message hub in the file: buffers of its own class, and numbers of NumPy."""
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    code = "class HistoryBuffer:\n    def __init__(self, values):\n        self._log_history = values\n"
+    exec(code, module.__dict__)
+    for name in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    hub = {"loss": module.HistoryBuffer(np.arange(3.0)), "lr": np.float64(1e-4), "iter": np.int64(7)}
+    path = tmp_path / "iter_160000.pth"
+    torch.save({"meta": {"epoch": 1}, "message_hub": hub, "state_dict": {"weight": torch.ones(2)}}, path)
+    for name in ("mmengine", "mmengine.logging", module.__name__):
+        monkeypatch.delitem(sys.modules, name)
+    assert torch.equal(read_reference_file(path)["weight"], torch.ones(2))
 
 
 def test_reference_tensors_of_whole_numbers_are_refused(folder, monkeypatch):

@@ -176,7 +176,9 @@ def card(
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Official checkpoint file (.pth, .safetensors, ...).")],
     source: Annotated[str, typer.Option(help="Whose names it has: mmseg, internimage, volo, detectron2, timm, ...")],
-    arch: Annotated[str, typer.Option(help="Preset of a model (upernet-swin-large), or a backbone (internimage-xl).")],
+    arch: Annotated[
+        str, typer.Option(help="Preset (upernet-swin-large), backbone (internimage-xl), or mmseg's config as .json.")
+    ],
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
     class_names: Annotated[
         Path | None, typer.Option(help="JSON list of class names in the order of the label values.")

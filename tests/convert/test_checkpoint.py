@@ -79,6 +79,31 @@ def test_bad_input_is_one_line(reference, tmp_path, monkeypatch, capsys, more, m
     assert not (tmp_path / "model").exists()
 
 
+def test_an_mmsegmentation_configuration_instead_of_a_preset(tmp_path):
+    """As `Config.fromfile(path).dump("config.json")` writes it: the model beside settings of data and schedule."""
+    swin = dict(
+        type="SwinTransformer", embed_dims=8, depths=[2, 2, 2, 2], num_heads=[1, 2, 2, 4], window_size=4,
+        out_indices=[0, 1, 2], strides=[4, 2, 2, 2], patch_size=4,
+    )  # fmt: skip
+    reads = dict(in_channels=[8, 16, 32], in_index=[0, 1, 2], input_transform="resize_concat", num_classes=5)
+    reads |= dict(dropout_ratio=-1)
+    coarse = dict(type="FCNHead", channels=12, kernel_size=1, num_convs=1, concat_input=False, **reads)
+    ocr = dict(type="OCRHead", channels=16, ocr_channels=8, **reads)
+    model = dict(type="CascadeEncoderDecoder", num_stages=2, backbone=swin, decode_head=[coarse, ocr])
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model": model, "data": {"samples_per_gpu": 2}}))
+    weights = reference_state_dict(heads=(1, 2, 2, 4))
+    weights = {name: t for name, t in weights.items() if not name.startswith("backbone.norm3")}
+    read = 8 + 16 + 32
+    for name in ("decode_head.0.convs.0.conv.weight", "decode_head.1.bottleneck.conv.weight"):
+        weights[name] = weights[name][:, :read]
+    torch.save({"state_dict": weights}, tmp_path / "weights.pth")
+    converted = module.convert_checkpoint(tmp_path / "weights.pth", "mmseg", str(path), tmp_path / "model")
+    assert converted.num_labels == 5 and not converted.report.kept
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "model")
+    assert torch.equal(loaded.decode_head.classifier.bias, weights["decode_head.1.conv_seg.bias"])
+
+
 def test_a_backbone_alone(monkeypatch, tmp_path):
     """A classifier's checkpoint in Microsoft's names becomes a folder that a model starts from."""
     tiny = dict(embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=4)

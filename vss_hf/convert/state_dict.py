@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from . import bisenet, detectron2, mmseg_heads, vspw_heads
+from . import bisenet, detectron2, mmseg_heads, vspw_clip, vspw_heads
 from .cascade_psp import CASCADE_PSP, RESNET_PREFIX
 from .convnext import facebook_convnext_table, mmseg_convnext_table
 from .hrnet import HRNET
@@ -74,6 +75,8 @@ HEAD_TABLES: dict[tuple[str, str], Callable[[Any], Table]] = {
     ("cascadepsp", "vss_cascade_psp"): lambda config: CASCADE_PSP,
     ("vspw_baseline", "vss_pspnet"): lambda config: vspw_heads.PSPNET,
     ("vspw_baseline", "vss_ocrnet"): lambda config: vspw_heads.OCRNET,
+    ("vspw_baseline", "vss_st_ppm"): lambda config: vspw_clip.ST_PPM,
+    ("vspw_baseline", "vss_tcb_ocr"): lambda config: vspw_clip.TCB_OCR,
     ("mmseg", "vss_mask2former"): mmseg_mask2former_table,
     ("detectron2", "vss_maskformer"): detectron2.maskformer_table,
     ("detectron2", "vss_mask2former"): detectron2.mask2former_table,
@@ -84,10 +87,27 @@ BACKBONE_PLACES = dict.fromkeys(("vss_maskformer", "vss_mask2former"), "model.pi
 PREFIXES = {
     ("vspw_baseline", "vss_pspnet"): r"encoder\.",
     ("vspw_baseline", "vss_ocrnet"): r"encoder\.",
+    ("vspw_baseline", "vss_st_ppm"): r"encoder\.",
+    ("vspw_baseline", "vss_tcb_ocr"): r"encoder\.",
     ("mmseg", "vss_bisenet"): bisenet.RESNET_PREFIX,
     ("cascadepsp", "vss_cascade_psp"): RESNET_PREFIX,
 }
 WRAPPERS = ("state_dict", "model", "state_dict_ema")  # where checkpoints keep their tensors
+
+
+class TrainingLog:
+    """Stands in for what a training run of mmengine leaves beside the weights; nobody looks at it here."""
+
+
+# What official files hold beside tensors and plain values. None of it can run code: numbers of NumPy, and a stand-in.
+HARMLESS: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_, np.uint8)),
+    *((np._core.multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    (TrainingLog, "mmengine.logging.history_buffer.HistoryBuffer"),
+]
 
 
 def read_reference_file(path: str | Path) -> dict[str, torch.Tensor]:
@@ -109,7 +129,8 @@ def read_reference_file(path: str | Path) -> dict[str, torch.Tensor]:
             return unwrapped(load_file(path), path)
         if path.suffix == ".pkl":
             return detectron2.read_detectron2_pickle(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path}: refused, because it is damaged or holds more than tensors ({reason})") from error
