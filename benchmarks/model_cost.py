@@ -1,18 +1,22 @@
-"""Parameters and multiply-accumulates of the OCRNet sizes, and BetterThing's figure for Swin-L + OCRNet.
+"""Parameters and multiply-accumulates of every preset, with what the papers say.
 
-    python benchmarks/model_cost.py [--json OUT] [--height 480 --width 853]
+    python benchmarks/model_cost.py [PRESET ...] [--json OUT] [--markdown FILE] [--height 480 --width 853]
 
 Counted on the meta device (no weights, no arithmetic) with `torch.utils.flop_counter.FlopCounterMode`, eval forward of
-one image: convolutions, linear layers, and all matrix products of window and object attention, at the sizes that they
-really have (windows padded to whole ones). The counter gives 2 FLOPs for one multiply-accumulate; this table divides
-by 2, because the paper's "540 GFLOPs" are multiply-accumulates. Norms, activations, softmax and resizing are not
-counted. The result is exact and the same on every machine.
+one image: convolutions, linear layers, and all matrix products of attention, at the sizes that they really have
+(windows padded to whole ones). The counter gives 2 FLOPs for one multiply-accumulate; this table divides by 2, because
+the papers' "GFLOPs" are multiply-accumulates. Norms, activations, softmax, resizing and the sampling of deformable
+operators are not counted. The result is exact and the same on every machine.
+
+--markdown rewrites the table between the two marks in FILE (docs/models.md).
 """
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,71 +25,122 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 
-from vss_hf.modeling.configuration_ocrnet import PRESETS, OCRNetConfig  # noqa: E402
-from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation  # noqa: E402
+from vss_hf.hub_cards.architectures import PUBLISHED, Published  # noqa: E402
+from vss_hf.modeling.architectures import config_from_preset, model_class, presets  # noqa: E402
 
 
 # Chen et al. 2021 ("Semantic Segmentation on VSPW Dataset through Aggregation of Transformer Models"), at 480x853.
 PAPER_GMAC = {"ocrnet-swin-large": 540}
+MARKS = ("<!-- presets: begin (benchmarks/model_cost.py --markdown) -->", "<!-- presets: end -->")
 
 
 def model_cost(preset: str, num_labels: int = 124, size: tuple[int, int] = (480, 853)) -> dict[str, float]:
     """Cost of one preset.
 
     Args:
-        preset: a key of `PRESETS`.
+        preset: a name that `presets()` lists.
         num_labels: number of classes.
         size: (height, width) of the image, in pixels.
 
     Returns:
-        Millions of parameters (`parameters_m`, `backbone_parameters_m`, `head_parameters_m`) and 10^9
-        multiply-accumulates (`gmac`, `backbone_gmac`, `head_gmac`).
+        Millions of parameters (`parameters_m`, `backbone_parameters_m`, `head_parameters_m`), 10^9
+        multiply-accumulates (`gmac`, `backbone_gmac`, `head_gmac`), and `stride` of the logits or masks.
     """
-    config = OCRNetConfig.from_preset(preset, id2label={i: str(i) for i in range(num_labels)})
+    config = config_from_preset(preset, id2label={i: str(i) for i in range(num_labels)})
     with torch.device("meta"):
-        model = OCRNetForSemanticSegmentation(config).eval()
+        model = model_class(config.model_type)(config).eval()
         pixels = torch.empty(1, 3, *size)
-    total, backbone = macs(model, pixels), macs(model.backbone, pixels)
+    backbone = find_backbone(model)
+    total, logits = macs(model, pixels)
+    backbone_total, _ = macs(backbone, pixels)
     parameters = sum(p.numel() for p in model.parameters())
-    backbone_parameters = sum(p.numel() for p in model.backbone.parameters())
+    backbone_parameters = sum(p.numel() for p in backbone.parameters())
     return {
         "parameters_m": parameters / 1e6,
         "backbone_parameters_m": backbone_parameters / 1e6,
         "head_parameters_m": (parameters - backbone_parameters) / 1e6,
         "gmac": total / 1e9,
-        "backbone_gmac": backbone / 1e9,
-        "head_gmac": (total - backbone) / 1e9,
+        "backbone_gmac": backbone_total / 1e9,
+        "head_gmac": (total - backbone_total) / 1e9,
+        "stride": round(size[0] / logits.shape[-2]),
     }
 
 
-def macs(model: torch.nn.Module, pixels: torch.Tensor) -> int:
-    """Multiply-accumulates of one forward."""
+def find_backbone(model: Any) -> torch.nn.Module:
+    """The backbone, also inside the mask models of transformers."""
+    if hasattr(model, "backbone"):
+        return model.backbone
+    return model.model.pixel_level_module.encoder
+
+
+def macs(model: torch.nn.Module, pixels: torch.Tensor) -> tuple[int, torch.Tensor]:
+    """Multiply-accumulates of one forward, and its logits (masks; last feature map)."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(pixels)
-    return counter.get_total_flops() // 2
+        output = model(pixels)
+    for name in ("masks_queries_logits", "logits"):
+        if getattr(output, name, None) is not None:
+            return counter.get_total_flops() // 2, getattr(output, name)
+    return counter.get_total_flops() // 2, output.feature_maps[-1]
+
+
+def markdown_row(preset: str, model_type: str, cost: dict[str, float]) -> str:
+    """One row of docs/models.md."""
+    published = PUBLISHED.get(preset, Published())
+    papers = "; ".join(
+        f"{shown(val)} / {shown(test)} ({', '.join(part for part in (paper, setting) if part)})"
+        for paper, setting, val, test in published.vspw
+    )
+    checkpoints = ", ".join(f"`{name}`" if " " not in name else name for name in published.checkpoints)
+    numbers = f"{cost['parameters_m']:.1f} | {cost['gmac']:.1f} | {cost['stride']}"
+    return f"| `{preset}` | `{model_type}` | {numbers} | {checkpoints} | {papers} |"
+
+
+def shown(value: float | None) -> str:
+    """A percentage, or a dash."""
+    return "–" if value is None else f"{value:.2f}"
+
+
+def write_markdown(path: Path, rows: list[str]) -> None:
+    """Put the table between the marks of a file."""
+    heading = [
+        "| preset | model type | parameters M | GMAC | stride | official checkpoints that convert | papers' mIoU on "
+        "VSPW, val / test (theirs, not ours) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    text = path.read_text(encoding="utf-8")
+    begin, end = MARKS
+    if begin not in text or end not in text:
+        raise ValueError(f"{path}: the marks {begin} and {end} are not in it")
+    table = "\n".join([begin, *heading, *rows, end])
+    path.write_text(re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: table, text, flags=re.DOTALL), "utf-8")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("presets", nargs="*", help="default: all")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the results here too")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="rewrite the table of presets in this file")
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=853)
     parser.add_argument("--num-labels", type=int, default=124)
     options = parser.parse_args()
 
-    size = (options.height, options.width)
+    size, model_types = (options.height, options.width), presets()
     print(f"one image of {options.height}x{options.width}, {options.num_labels} classes; MAC: multiply-accumulate")
-    columns = ("parameters M", "= backbone", "+ heads", "GMAC", "= backbone", "+ heads", "paper GMAC")
-    print(f"{'':20}" + "".join(f"{column:>13}" for column in columns))
-    results = {}
-    for preset in PRESETS:
+    columns = ("parameters M", "= backbone", "+ heads", "GMAC", "= backbone", "+ heads", "stride", "paper GMAC")
+    print(f"{'':32}" + "".join(f"{column:>13}" for column in columns))
+    results, rows = {}, []
+    for preset in options.presets or model_types:
         cost = results[preset] = model_cost(preset, options.num_labels, size)
         paper = PAPER_GMAC.get(preset) if size == (480, 853) else None
-        print(f"{preset:20}" + "".join(f"{value:13.1f}" for value in cost.values()) + f"{paper or '':>13}")
+        print(f"{preset:32}" + "".join(f"{value:13.1f}" for value in cost.values()) + f"{paper or '':>13}", flush=True)
+        rows.append(markdown_row(preset, model_types[preset], cost))
     if options.json:
         setting = {"size": list(size), "num_labels": options.num_labels, "torch": torch.__version__}
         results = {"setting": setting, "paper_gmac": PAPER_GMAC, "results": results}
         options.json.write_text(json.dumps(results, indent=2) + "\n")
+    if options.markdown:
+        write_markdown(options.markdown, rows)
 
 
 if __name__ == "__main__":
