@@ -45,6 +45,35 @@ INTERNIMAGE = {
     "groups": [1, 2, 2, 4],
     "out_features": STAGES,
 }
+# Every kind of backbone with maps at strides 4, 8, 16 and 32.
+FOUR_MAPS = {
+    "swin": SWIN,
+    "vss_resnet": RESNET,
+    "vss_mit": MIT,
+    "vss_internimage": INTERNIMAGE,
+    "vss_hrnet": {
+        "model_type": "vss_hrnet",
+        "stage1_channels": 4,
+        "hidden_sizes": [4, 8, 12, 16],
+        "num_modules": [1, 1, 1, 1],
+        "num_blocks": [[1], [1, 1], [1, 1, 1], [1, 1, 1, 1]],
+    },
+    "convnext": {
+        "model_type": "convnext",
+        "hidden_sizes": [8, 12, 16, 20],
+        "depths": [1, 1, 1, 1],
+        "out_features": STAGES,
+    },
+    "resnet": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 12, 16, 20],
+        "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+        "out_features": STAGES,
+    },
+    "timm_backbone": {"model_type": "timm_backbone", "backbone": "test_resnet", "out_indices": [1, 2, 3, 4]},
+}
 # A small configuration of each architecture, on different backbones.
 TINY = {
     "vss_ocrnet": dict(backbone_config=RESNET, in_indices=[1, 2, 3], channels=8, ocr_channels=8, coarse_channels=8),
@@ -152,6 +181,36 @@ def settings(folder):
 def tensors(model):
     """All parameters and buffers by name; non-persistent buffers are in no file and must be computed alike."""
     return [*model.named_parameters(), *model.named_buffers()]
+
+
+@pytest.mark.parametrize("backbone", FOUR_MAPS)
+@pytest.mark.parametrize("model_type", [m for m in MODELS if m != "vss_bisenet"])  # BiSeNet reads two maps
+def test_any_backbone_will_do(model_type, backbone, tmp_path):
+    torch.manual_seed(0)
+    config = build_config(model_type, backbone_config=json.loads(json.dumps(FOUR_MAPS[backbone])))
+    model = AutoModelForSemanticSegmentation.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    pixels = torch.randn(1, 3, 64, 96)
+    again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    torch.testing.assert_close(scores(again, pixels), scores(model, pixels), rtol=1e-5, atol=1e-6)
+
+
+@every_architecture
+def test_it_starts_from_a_pretrained_backbone(model_type, tmp_path):
+    """A folder with the backbone alone, as `vss-hf convert` or transformers writes it; the heads stay new."""
+    donor, config = build(model_type), build_config(model_type)
+    for p in donor.backbone.parameters():
+        p.data.add_(0.5)
+    donor.backbone.save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    model = type(donor).from_backbone_pretrained(str(tmp_path), config)
+    for name, tensor in donor.backbone.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], tensor), name
+    classifier = next(name for name, _ in model.named_parameters() if "class" in name and name.endswith("weight"))
+    assert not torch.equal(model.get_parameter(classifier), donor.get_parameter(classifier))
+    with pytest.raises(FileNotFoundError):
+        (tmp_path / "empty").mkdir()
+        type(donor).from_backbone_pretrained(str(tmp_path / "empty"), config)
 
 
 @every_architecture
