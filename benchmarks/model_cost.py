@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of every preset, with what the papers say.
+"""Parameters and multiply-accumulates of every preset of an image model, with what the papers say.
 
     python benchmarks/model_cost.py [PRESET ...] [--json OUT] [--markdown FILE] [--height 480 --width 853]
 
@@ -13,7 +13,6 @@ operators are not counted. The result is exact and the same on every machine.
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 
+from benchmarks.markdown_tables import write_between  # noqa: E402
 from vss_hf.hub_cards.architectures import PUBLISHED, Published  # noqa: E402
-from vss_hf.modeling.architectures import config_from_preset, model_class, presets  # noqa: E402
+from vss_hf.modeling.architectures import MODELS, config_from_preset, model_class, presets  # noqa: E402
 
 
 # Chen et al. 2021 ("Semantic Segmentation on VSPW Dataset through Aggregation of Transformer Models"), at 480x853.
@@ -34,11 +34,16 @@ PAPER_GMAC = {"ocrnet-swin-large": 540}
 MARKS = ("<!-- presets: begin (benchmarks/model_cost.py --markdown) -->", "<!-- presets: end -->")
 
 
+def image_presets() -> dict[str, str]:
+    """The presets that take single images, with their model types."""
+    return {name: model_type for name, model_type in presets().items() if model_type in MODELS}
+
+
 def model_cost(preset: str, num_labels: int = 124, size: tuple[int, int] = (480, 853)) -> dict[str, float]:
     """Cost of one preset.
 
     Args:
-        preset: a name that `presets()` lists.
+        preset: a name that `image_presets()` lists.
         num_labels: number of classes.
         size: (height, width) of the image, in pixels.
 
@@ -107,12 +112,7 @@ def write_markdown(path: Path, rows: list[str]) -> None:
         "VSPW, val / test (theirs, not ours) |",
         "|---|---|---|---|---|---|---|",
     ]
-    text = path.read_text(encoding="utf-8")
-    begin, end = MARKS
-    if begin not in text or end not in text:
-        raise ValueError(f"{path}: the marks {begin} and {end} are not in it")
-    table = "\n".join([begin, *heading, *rows, end])
-    path.write_text(re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: table, text, flags=re.DOTALL), "utf-8")
+    write_between(MARKS, [*heading, *rows], path)
 
 
 def main():
@@ -125,7 +125,8 @@ def main():
     parser.add_argument("--num-labels", type=int, default=124)
     options = parser.parse_args()
 
-    size, model_types = (options.height, options.width), presets()
+    size = (options.height, options.width)
+    model_types = image_presets()
     print(f"one image of {options.height}x{options.width}, {options.num_labels} classes; MAC: multiply-accumulate")
     columns = ("parameters M", "= backbone", "+ heads", "GMAC", "= backbone", "+ heads", "stride", "paper GMAC")
     print(f"{'':32}" + "".join(f"{column:>13}" for column in columns))

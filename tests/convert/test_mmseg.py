@@ -1,4 +1,4 @@
-"""The mmseg converter refuses everything that does not fit. Its numbers: tests/parity/test_ocrnet_parity.py."""
+"""The mmseg converter refuses everything that does not fit. Its numbers: tests/parity."""
 
 import itertools
 import re

@@ -1,10 +1,9 @@
-"""Reading mmsegmentation's and VSPW_baseline's models: names of full-size files, configurations, and heads by formula.
+"""Reading mmsegmentation's and VSPW_baseline's models: configurations, other spellings, and heads by formula.
 
-The numbers of the original code: tests/parity/test_heads_parity.py.
+The numbers of the original code, and names of full-size files: tests/parity.
 """
 
 import copy
-import gzip
 import json
 from pathlib import Path
 
@@ -20,92 +19,9 @@ from vss_hf.convert.tables import rename
 from vss_hf.convert.vspw_heads import OCRNET
 from vss_hf.modeling.architectures import config_from_preset
 from vss_hf.modeling.backbone import build_backbone
-from vss_hf.modeling.backbone_presets import backbone_fields
-from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
-from vss_hf.modeling.configuration_upernet import UperNetConfig
 
 
 PARITY = Path(__file__).resolve().parents[2] / "../shared/parity"
-MANIFESTS = PARITY / "15_key_manifests"
-NAMES = {i: str(i) for i in range(124)}
-
-# --- names and shapes of full-size checkpoints
-
-FULL_SIZE = {
-    "mmseg_upernet_swin_t": "upernet-swin-tiny",
-    "mmseg_upernet_swin_b_w12": "upernet-swin-base",
-    "mmseg_upernet_swin_l_w12": "upernet-swin-large",
-    "mmseg_upernet_convnext_t": "upernet-convnext-tiny",
-    "mmseg_upernet_convnext_b": "upernet-convnext-base",
-    "mmseg_upernet_convnext_l": "upernet-convnext-large",
-    "mmseg_upernet_convnext_xl": "upernet-convnext-xlarge",
-    "mmseg_upernet_r50": "upernet-resnet50",
-    "mmseg_pspnet_r50_d8": "pspnet-resnet50",
-    "mmseg_deeplabv3_r50_d8": "deeplabv3-resnet50",
-    "mmseg_deeplabv3plus_r101_d8": "deeplabv3plus-resnet101",
-    "mmseg_semfpn_r50": "semantic-fpn-resnet50",
-    **{f"internimage_{size}_upernet": f"upernet-internimage-{size}" for size in ("t", "s", "b", "l", "xl", "h")},
-    "vspw_ppm_deepsup_r50": "pspnet-resnet50-vspw",
-    "vspw_ppm_deepsup_r101": "pspnet-resnet101-vspw",
-}
-
-
-def manifest(name):
-    """Reference names with meta tensors of the shapes in a key manifest, and the number of parameters."""
-    with gzip.open(MANIFESTS / f"{name}.json.gz", "rt") as file:
-        tensors = {key: torch.empty(shape, device="meta") for key, shape in json.load(file).items()}
-    return tensors, json.loads((MANIFESTS / "index.json").read_text())[name]["n_params"]
-
-
-def converts_completely(name, config):
-    tensors, count = manifest(name)
-    with torch.device("meta"):
-        model = AutoModelForSemanticSegmentation.from_config(config)
-    report = load_reference_state_dict(model, tensors, "vspw_baseline" if name.startswith("vspw") else "mmseg")
-    assert set(report.loaded) == set(model.state_dict()) and not report.kept
-    return model, report, count
-
-
-@pytest.mark.skipif(not MANIFESTS.is_dir(), reason=f"key manifests not found at {MANIFESTS}")
-@pytest.mark.parametrize("name", FULL_SIZE)
-def test_full_size_checkpoints_convert_completely(name):
-    model, report, count = converts_completely(name, config_from_preset(FULL_SIZE[name], id2label=NAMES))
-    assert sum(p.numel() for p in model.parameters()) == count
-    assert all(key.endswith("relative_position_index") for key in report.unused)
-
-
-@pytest.mark.skipif(not MANIFESTS.is_dir(), reason=f"key manifests not found at {MANIFESTS}")
-def test_the_largest_backbone_too():
-    config = UperNetConfig(backbone_config=backbone_fields("internimage-g"), id2label=NAMES)
-    model, report, count = converts_completely("internimage_g_upernet", config)
-    assert sum(p.numel() for p in model.parameters()) == count and not report.unused
-
-
-@pytest.mark.skipif(not MANIFESTS.is_dir(), reason=f"key manifests not found at {MANIFESTS}")
-@pytest.mark.parametrize("depth", [50, 101])
-def test_vspw_ocrnet_converts_completely(depth):
-    model, report, count = converts_completely(f"vspw_ocrnet_r{depth}", vspw_ocrnet_config(f"resnet{depth}c"))
-    biases = sum(
-        tensor.numel() for name, tensor in manifest(f"vspw_ocrnet_r{depth}")[0].items() if name in report.unused
-    )
-    assert all(name.endswith(".bias") for name in report.unused) and len(report.unused) == 9
-    assert sum(p.numel() for p in model.parameters()) == count - biases
-
-
-def vspw_ocrnet_config(backbone):
-    fields = backbone_fields(backbone, output_stride=8, stem_channels=128, out_features=["stage3", "stage4"])
-    return OCRNetConfig(
-        backbone_config=fields,
-        in_indices=[1],
-        coarse_in_indices=[0],
-        channels=512,
-        ocr_channels=256,
-        coarse_channels=512,
-        coarse_kernel_size=3,
-        classifier_dropout=0.05,
-        id2label=NAMES,
-    )
-
 
 # --- other spellings of the same weights
 
@@ -304,7 +220,7 @@ def test_heads_compute_their_formula(kind):
 def test_a_bias_before_batchnorm_moves_into_its_mean():
     """VSPW_baseline's OCRNet: one of its convolutions by formula, in evaluation."""
     torch.manual_seed(0)
-    config = vspw_ocrnet_config("resnet18c")
+    config = config_from_preset("ocrnet-resnet50-vspw")
     config.backbone_config.hidden_sizes = [8, 8, 8, 8]
     model = AutoModelForSemanticSegmentation.from_config(config).eval()
     layer = model.decode_head.attention.query[1]

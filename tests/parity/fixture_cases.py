@@ -1,76 +1,49 @@
-"""Whole segmentation models against the numbers of the original code: build ours, load its weights, compare all.
+"""Whole segmentation models against the numbers of the original code: build ours, load its weights, compare all."""
 
-`compare_case(folder)` takes a folder of ../shared/parity (README.md there explains the tensors and tolerances) and
-returns one row per quantity. The tests assert the rows, the summary of all fixtures prints them.
-"""
-
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from rows import (
+    GRADIENT,
+    LOSS_RTOL,
+    PARITY,
+    SAMPLED_GRADIENT,
+    Row,
+    compare,
+    compare_largest,
+    compare_parameter_gradients,
+    part,
+    read_case,
+    read_weights,
+)
 from torch.nn import functional as F
 from transformers import AutoModelForSemanticSegmentation
 
 from vss_hf.convert import load_reference_state_dict
+from vss_hf.convert.mmseg_config import BACKBONES, backbone_config_from_mmseg, short_type
 from vss_hf.convert.mmseg_model_config import segmenter_config_from_mmseg
 from vss_hf.convert.state_dict import table_for
-from vss_hf.convert.tables import rename
+from vss_hf.modeling.backbone import build_backbone
 from vss_hf.modeling.configuration_pspnet import PSPNetConfig
 
 
-PARITY = Path(__file__).resolve().parents[2] / "../shared/parity"
-# Outputs are compared element by element: |ours - reference| <= ATOL + RTOL * |reference|.
-ATOL, RTOL = 2e-5, 1e-4
-LOSS_RTOL = 1e-5
-GRADIENT, WEIGHT_GRADIENT = 1e-4, 1e-3  # of the gradient's largest element
-SAMPLED_GRADIENT = 1e-3  # through deformable convolutions, whose samples may lie on a border between pixels
-
-
-@dataclass(frozen=True)
-class Row:
-    """One quantity of a fixture.
-
-    Args:
-        what: its name, e.g. `logits`.
-        difference: from the reference, where it is largest in terms of what is tolerated there.
-        tolerance: what is tolerated there.
-    """
-
-    what: str
-    difference: float
-    tolerance: float
-
-    @property
-    def equal(self) -> bool:
-        return self.difference <= self.tolerance  # False for nan
-
-
-def segmenter_cases() -> list[Path]:
-    """The folders of whole segmentation models that are here; none without ../shared."""
-    folders = [path.parent for path in PARITY.glob("**/config.json")]
-    mmseg = [folder for folder in folders if "mmseg_cfg" in json.loads((folder / "config.json").read_text())]
-    known = [folder for folder in mmseg if folder.parent.name[:2] in ("01", "02", "03", "04")]
-    return sorted(known) + sorted(PARITY.glob("07_vspw_clip/pspnet_deepsup"))
-
-
-def compare_case(folder: Path) -> list[Row]:
+def compare_segmenter(folder: Path) -> list[Row]:
     """Every output, gradient and loss that the fixture has."""
-    case = json.loads((folder / "config.json").read_text())
-    tensors = load_file(folder / "tensors.safetensors")
-    model, source = build_case(folder, case)
+    case, tensors = read_case(folder)
+    weights = read_weights(folder)
+    model, source = build_segmenter(case, weights)
     rows = compare_outputs(model, tensors)
     rows += compare_gradients(model, tensors, source)
     if "mmseg_loss_eval_mode" in case:
         rows += compare_losses(model, tensors, case["mmseg_loss_eval_mode"])
+    if "mmseg_cfg" in case:
+        rows += compare_backbone_alone(case["mmseg_cfg"], weights, tensors)
     return rows
 
 
-def build_case(folder: Path, case: dict[str, Any]) -> tuple[Any, str]:
+def build_segmenter(case: dict[str, Any], weights: dict[str, torch.Tensor]) -> tuple[Any, str]:
     """Our model with the reference's weights, in eval mode, and the name of the source of its tensor names."""
-    weights = load_file(folder / "weights.safetensors")
     if "mmseg_cfg" in case:
         source, config = "mmseg", segmenter_config_from_mmseg(case["mmseg_cfg"])
     else:
@@ -78,13 +51,24 @@ def build_case(folder: Path, case: dict[str, Any]) -> tuple[Any, str]:
     model = AutoModelForSemanticSegmentation.from_config(config).eval()
     report = load_reference_state_dict(model, weights, source)
     assert set(report.loaded) == set(model.state_dict()) and not report.kept, report.kept
+    assert all(report.unused.values()), report.unused
     return model, source
 
 
 def vspw_pspnet_config(weights: dict[str, torch.Tensor]) -> PSPNetConfig:
     """VSPW_baseline's PSPNet, of the widths and depths that the weights have."""
+    return PSPNetConfig(
+        backbone_config=vspw_encoder_fields(weights),
+        channels=weights["decoder.conv_last_.0.weight"].shape[0],
+        auxiliary_channels=weights["decoder.cbr_deepsup.0.weight"].shape[0],
+        id2label={i: str(i) for i in range(len(weights["decoder.conv_last_.4.bias"]))},
+    )
+
+
+def vspw_encoder_fields(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Fields of VSPW_baseline's ResNet, of the widths and depths that the weights have."""
     stages = range(1, 5)
-    backbone = dict(
+    return dict(
         model_type="vss_resnet",
         stem="3x3x3",
         stem_channels=weights["encoder.conv3.weight"].shape[0],
@@ -93,23 +77,19 @@ def vspw_pspnet_config(weights: dict[str, torch.Tensor]) -> PSPNetConfig:
         output_stride=8,
         out_features=[f"stage{i}" for i in stages],
     )
-    return PSPNetConfig(
-        backbone_config=backbone,
-        channels=weights["decoder.conv_last_.0.weight"].shape[0],
-        auxiliary_channels=weights["decoder.cbr_deepsup.0.weight"].shape[0],
-        id2label={i: str(i) for i in range(len(weights["decoder.conv_last_.4.bias"]))},
-    )
+
+
+def images(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """All input images of a fixture by the beginning of the names of their outputs."""
+    extra = {n.removesuffix("input"): t for n, t in tensors.items() if n.startswith("extra") and n.endswith("_input")}
+    return {"": tensors["input"], "zero_image_64x96_": torch.zeros(1, 3, 64, 96), **extra}
 
 
 def compare_outputs(model: Any, tensors: dict[str, torch.Tensor]) -> list[Row]:
     """Logits and feature maps of all input images, and the logits at full size."""
     align_corners = model.config.align_corners
     rows = []
-    images = {"": tensors["input"], "zero_image_64x96_": torch.zeros(1, 3, 64, 96)}
-    images |= {
-        n.removesuffix("input"): t for n, t in tensors.items() if n.startswith("extra") and n.endswith("_input")
-    }
-    for prefix, pixels in images.items():
+    for prefix, pixels in images(tensors).items():
         with torch.no_grad():
             output = model(pixels, output_auxiliary_logits=True)
             ours = {"logits": output.logits, **named_maps(model, pixels)}
@@ -123,8 +103,12 @@ def compare_outputs(model: Any, tensors: dict[str, torch.Tensor]) -> list[Row]:
 
 
 def named_maps(model: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The maps that the decode head reads as feat0 (stage 1), feat1, ...: the backbone's or a pyramid's."""
-    maps = list(model.backbone(pixels).feature_maps)
+    """The maps that the heads read as feat0 (stage 1), feat1, ...: the backbone's or a pyramid's."""
+    maps = list(model.encode(pixels).feature_maps)
+    if model.config.model_type == "vss_bisenet":  # which is a backbone in mmsegmentation, with these three maps
+        spatial, *deep = maps
+        contexts = model.context_path(*deep, spatial.shape[-2:])
+        return {"feat0": model.fusion(spatial, contexts[0]), "feat1": contexts[0], "feat2": contexts[1]}
     if hasattr(model.decode_head, "pyramid"):
         maps = model.decode_head.pyramid(maps)
     stages = [name.removeprefix("stage") for name in model.backbone.out_features]
@@ -137,12 +121,9 @@ def compare_gradients(model: Any, tensors: dict[str, torch.Tensor], source: str)
     pixels = tensors["input"].clone().requires_grad_()
     (model(pixels).logits * tensors["grad_out"]).sum().backward()
     sampled = model.config.backbone_config.model_type == "vss_internimage"
-    rows = [
-        compare_largest("grad_input", pixels.grad, tensors["grad_input"], SAMPLED_GRADIENT if sampled else GRADIENT)
-    ]
-    reference = {n.removeprefix("grad_param/"): t for n, t in tensors.items() if n.startswith("grad_param/")}
-    for name, gradient in rename(reference, table_for(source, model.config)).tensors.items():
-        rows.append(compare_largest(f"grad {name}", model.get_parameter(name).grad, gradient, WEIGHT_GRADIENT))
+    relative = SAMPLED_GRADIENT if sampled else GRADIENT
+    rows = [compare_largest("grad_input", pixels.grad, tensors["grad_input"], relative)]
+    rows += compare_parameter_gradients(model, tensors, table_for(source, model.config))
     model.zero_grad()
     return rows
 
@@ -156,23 +137,32 @@ def compare_losses(model: Any, tensors: dict[str, torch.Tensor], reference: dict
             model.config.auxiliary_loss_weight = factor
             losses.append(model(tensors["input"], labels=labels, num_items_in_batch=labels.numel()).loss.item())
     model.config.auxiliary_loss_weight = weight
-    ours = {"decode.loss_ce": losses[1], "decode_1.loss_ce": losses[1]}
-    ours |= {"aux.loss_ce": losses[0] - losses[1], "decode_0.loss_ce": losses[0] - losses[1]}
-    names = [name for name in reference if name.endswith("loss_ce")]
-    # A difference of two losses has the rounding of both.
-    scale = max(reference[name] for name in names)
-    return [Row(name, abs(ours[name] - reference[name]), LOSS_RTOL * scale) for name in names]
+    parts = {name: loss for name, loss in reference.items() if name.endswith("loss_ce")}
+    main = parts.pop("decode_1.loss_ce" if "decode_1.loss_ce" in parts else "decode.loss_ce")
+    # What one or several auxiliary heads add; a difference of two losses has the rounding of both.
+    auxiliary, scale = sum(parts.values()), max(main, *parts.values(), 0.0)
+    rows = [Row("loss", abs(losses[1] - main), LOSS_RTOL * scale)]
+    return rows + [Row("auxiliary loss", abs(losses[0] - losses[1] - auxiliary), LOSS_RTOL * scale)]
 
 
-def compare(what: str, ours: torch.Tensor, reference: torch.Tensor) -> Row:
-    """The element that is farthest off in terms of the tolerance of outputs."""
-    assert ours.shape == reference.shape, f"{what}: {tuple(ours.shape)} for {tuple(reference.shape)}"
-    difference, tolerance = (ours - reference).abs().flatten(), (ATOL + RTOL * reference.abs()).flatten()
-    worst = (difference / tolerance).argmax()
-    return Row(what, difference[worst].item(), tolerance[worst].item())
+def compare_backbone_alone(
+    settings: dict[str, Any], weights: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]
+) -> list[Row]:
+    """All maps of the backbone that a segmenter's checkpoint is taken apart for, also those that no head reads."""
+    if short_type(settings["backbone"]) not in BACKBONES:
+        return []  # BiSeNet: its ResNet is a part of the context path, which has a fixture of its own
+    model = build_backbone(backbone_config_from_mmseg(settings["backbone"])).eval()
+    report = load_reference_state_dict(model, part(weights, "backbone."), "mmseg")
+    assert set(report.loaded) == set(model.state_dict()) and not report.kept, report.kept
+    assert all(report.unused.values()), report.unused
+    rows = []
+    for prefix, pixels in images(tensors).items():
+        with torch.no_grad():
+            maps = {f"{prefix}feat{i}": m for i, m in enumerate(model(pixels).feature_maps)}
+        assert len(maps) == 4 and all(m.isfinite().all() for m in maps.values())
+        if not settings.get("neck"):  # then the reference's maps are those behind it
+            rows += [compare(f"backbone alone: {n}", m, tensors[n]) for n, m in maps.items() if n in tensors]
+    return rows
 
 
-def compare_largest(what: str, ours: torch.Tensor | None, reference: torch.Tensor, relative: float) -> Row:
-    """The largest difference, against a part of the largest element."""
-    assert ours is not None and ours.shape == reference.shape, what
-    return Row(what, (ours - reference).abs().max().item(), relative * reference.abs().max().item())
+__all__ = ["GRADIENT", "LOSS_RTOL", "PARITY", "compare", "compare_largest", "vspw_encoder_fields"]
