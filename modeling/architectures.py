@@ -1,10 +1,10 @@
-"""Every architecture of the package: its model type, and where its classes are."""
+"""Every architecture of the package, by what it takes: its model type, and where its classes are."""
 
 import importlib
 from typing import Any
 
 
-# model_type -> (file suffix, configuration class, model class)
+# model_type -> (file suffix, configuration class, model class); these models take images.
 MODELS = {
     "vss_ocrnet": ("ocrnet", "OCRNetConfig", "OCRNetForSemanticSegmentation"),
     "vss_upernet": ("upernet", "UperNetConfig", "UperNetForSemanticSegmentation"),
@@ -18,6 +18,12 @@ MODELS = {
     "vss_semantic_fpn": ("semantic_fpn", "SemanticFPNConfig", "SemanticFPNForSemanticSegmentation"),
     "vss_bisenet": ("bisenet", "BiSeNetConfig", "BiSeNetForSemanticSegmentation"),
 }
+# They take clips, and streams of frames.
+VIDEO_MODELS: dict[str, tuple[str, str, str]] = {
+    "vss_st_ppm": ("st_ppm", "STPPMConfig", "STPPMForVideoSemanticSegmentation"),
+    "vss_tcb_ocr": ("tcb_ocr", "TCBOCRConfig", "TCBOCRForVideoSemanticSegmentation"),
+}
+# They take images, and return feature maps for any of our models.
 BACKBONES: dict[str, tuple[str, str, str]] = {
     "vss_resnet": ("resnet", "DilatedResNetConfig", "DilatedResNetBackbone"),
     "vss_hrnet": ("hrnet", "HRNetConfig", "HRNetBackbone"),
@@ -27,7 +33,7 @@ BACKBONES: dict[str, tuple[str, str, str]] = {
 }
 # They take an image and masks of it.
 REFINERS: dict[str, tuple[str, str, str]] = {"vss_cascade_psp": ("cascade_psp", "CascadePSPConfig", "CascadePSPModel")}
-ALL = {**MODELS, **BACKBONES, **REFINERS}
+ALL = {**MODELS, **VIDEO_MODELS, **BACKBONES, **REFINERS}
 
 
 def configuration_class(model_type: str) -> Any:
@@ -44,7 +50,8 @@ def model_class(model_type: str) -> Any:
 
 def presets() -> dict[str, str]:
     """Every preset's name -> the model type that it belongs to."""
-    return {name: model_type for model_type in MODELS for name in configuration_class(model_type).PRESETS}
+    models = {**MODELS, **VIDEO_MODELS}
+    return {name: model_type for model_type in models for name in configuration_class(model_type).PRESETS}
 
 
 def config_from_preset(name: str, **overrides: Any) -> Any:

@@ -17,6 +17,30 @@ Backbone = Any  # a PreTrainedModel that is a BackboneMixin too: Python has no t
 SOURCE_NAMES = {"maskformer-swin": {r"^swin\.": "model."}}
 
 
+class StartsFromBackbone:
+    """What every model with a `backbone` has; a base class before PreTrainedModel."""
+
+    @classmethod
+    def from_backbone_pretrained(cls, source: str, config: PreTrainedConfig) -> Any:
+        """A model with new heads on a pretrained backbone.
+
+        Args:
+            source: see `load_backbone_weights`: a folder or Hub id, or a timm name.
+            config: the model's configuration.
+
+        Raises:
+            FileNotFoundError: a folder without weights.
+            ValueError: nothing of the source fits the backbone.
+        """
+        model: Any = cls(config)  # type: ignore[call-arg]  # the PreTrainedModel behind it takes it
+        load_backbone_weights(model.backbone, source)
+        return model
+
+    def get_input_embeddings(self) -> Any:
+        """None: pixels have no table of embeddings. accelerate asks before it shards a model (FSDP2)."""
+        return None
+
+
 def build_backbone(config: PreTrainedConfig) -> Backbone:
     """A backbone with new weights: `.channels` tells the width of each map, its output has `.feature_maps`.
 
@@ -36,8 +60,8 @@ def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
 
     Args:
         backbone: what `build_backbone` returned.
-        source: a folder or Hub id in transformers format; for a timm backbone, and for ours that have timm's layers
-            (ResNet, HRNet), timm's name (`resnet50c.gluon_in1k`, `hf-hub:user/model`) or a folder that timm wrote.
+        source: a folder or Hub id in transformers format; for a timm backbone, and for ours with timm's layers
+            (ResNet, HRNet, VOLO), timm's name (`resnet50c.gluon_in1k`, `hf-hub:user/model`) or a folder of timm's.
 
     Returns:
         Names of tensors that keep their new weights, because the source has none or of another shape (the norms of

@@ -2,7 +2,8 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_segmenter import MOST_BLOCKS, SegmenterConfig, check_at_least_one, check_indices
+from .config_checks import MOST_BLOCKS, check_at_least_one, check_at_most
+from .configuration_segmenter import SegmenterConfig, check_indices
 
 
 @strict
@@ -29,19 +30,6 @@ class AuxiliarySegmenterConfig(SegmenterConfig):
             check_indices(self, "auxiliary_in_index")
         check_at_least_one(self, ("auxiliary_channels", "auxiliary_num_convs"))
         check_at_most(self, "auxiliary_num_convs", MOST_BLOCKS)
-
-
-def check_at_most(config: SegmenterConfig, field: str, limit: int) -> None:
-    """Raise for a number above `limit`."""
-    if getattr(config, field) > limit:
-        raise ValueError(f"{type(config).__name__}.{field}={getattr(config, field)}: expected at most {limit}")
-
-
-def check_positive_list(config: SegmenterConfig, field: str) -> None:
-    """Raise unless a field is a list of numbers from 1 up."""
-    values = getattr(config, field)
-    if not values or min(values) < 1:
-        raise ValueError(f"{type(config).__name__}.{field}={list(values)}: expected one or more numbers from 1 up")
 
 
 __all__ = ["AuxiliarySegmenterConfig"]

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 
 from .backbone_presets import backbone_fields
-from .configuration_segmenter import SegmenterConfig, check_at_least_one
+from .config_checks import check_at_least_one, check_positive_list
+from .configuration_segmenter import SegmenterConfig
 
 
 PRESETS = {
@@ -62,10 +63,7 @@ class BiSeNetConfig(SegmenterConfig):
         check_at_least_one(self, ("context_channels", "fusion_channels", "channels", "auxiliary_channels"))
         if len(self.in_indices) != 2:
             raise ValueError(f"BiSeNetConfig.in_indices={self.in_indices}: expected two maps, of strides 16 and 32")
-        if len(self.spatial_channels) != 4 or min(self.spatial_channels) < 1:
-            raise ValueError(
-                f"BiSeNetConfig.spatial_channels={self.spatial_channels}: expected four numbers from 1 up"
-            )
+        check_positive_list(self, "spatial_channels", 4)
 
 
 __all__ = ["BiSeNetConfig"]

@@ -11,8 +11,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .backbone_presets import backbone_fields
+from .config_checks import check_at_least_one, check_positive_list, refuse_misspelt
 from .configuration_resnet import DilatedResNetConfig
-from .configuration_segmenter import backbone_config_from_dict, check_at_least_one, refuse_misspelt
+from .configuration_segmenter import backbone_config_from_dict
 
 
 BACKBONE = backbone_fields(
@@ -72,12 +73,8 @@ class CascadePSPConfig(PreTrainedConfig):
     def validate_ranges(self):
         """Part of `@strict`: every number is inside its range."""
         check_at_least_one(self, ("channels", "head_channels"))
-        if not self.pool_scales or min(self.pool_scales) < 1:
-            raise ValueError(f"CascadePSPConfig.pool_scales={self.pool_scales}: expected numbers from 1 up")
-        if len(self.upsample_channels) != 3 or min(self.upsample_channels) < 1:
-            raise ValueError(
-                f"CascadePSPConfig.upsample_channels={self.upsample_channels}: expected three numbers from 1 up"
-            )
+        check_positive_list(self, "pool_scales")
+        check_positive_list(self, "upsample_channels", 3)
 
 
 __all__ = ["CascadePSPConfig"]

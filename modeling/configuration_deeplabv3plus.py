@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 
 from .backbone_presets import backbone_fields
-from .configuration_auxiliary import AuxiliarySegmenterConfig, check_positive_list
-from .configuration_segmenter import check_at_least_one
+from .config_checks import check_at_least_one, check_positive_list
+from .configuration_auxiliary import AuxiliarySegmenterConfig
 
 
 PRESETS = {

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 
 from .backbone_presets import backbone_fields
-from .configuration_auxiliary import AuxiliarySegmenterConfig, check_at_most
-from .configuration_segmenter import MOST_BLOCKS, check_at_least_one
+from .config_checks import MOST_BLOCKS, check_at_least_one, check_at_most, check_odd
+from .configuration_auxiliary import AuxiliarySegmenterConfig
 
 
 PRESETS = {
@@ -51,8 +51,7 @@ class FCNConfig(AuxiliarySegmenterConfig):
         """Part of `@strict`: every number is inside its range."""
         check_at_least_one(self, ("channels", "num_convs"))
         check_at_most(self, "num_convs", MOST_BLOCKS)
-        if self.kernel_size % 2 != 1 or self.kernel_size < 1:
-            raise ValueError(f"FCNConfig.kernel_size={self.kernel_size}: expected an odd number")
+        check_odd(self, "kernel_size")
 
 
 __all__ = ["FCNConfig"]

@@ -10,14 +10,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_resnet import MOST_CHANNELS
-from .configuration_segmenter import MOST_BLOCKS, check_at_least_one, refuse_misspelt
+from .config_checks import MOST_BLOCKS, MOST_CHANNELS, check_at_least_one, check_positive_list
+from .configuration_backbone import choose_maps
 
 
 # Wang et al. 2020, section 3; the small one is mmsegmentation's `hr18s` and timm's `hrnet_w18_small_v2`.
 HRNET_SIZES = {
     "hrnet-w18-small": dict(
-        hidden_sizes=(18, 36, 72, 144), num_modules=(1, 1, 3, 2), num_blocks=((2,), (2, 2), (2, 2, 2), (2, 2, 2, 2))
+        hidden_sizes=(18, 36, 72, 144), num_modules=(1, 1, 3, 2), num_blocks=([2], [2, 2], [2, 2, 2], [2, 2, 2, 2])
     ),
     "hrnet-w18": dict(hidden_sizes=(18, 36, 72, 144)),
     "hrnet-w32": dict(hidden_sizes=(32, 64, 128, 256)),
@@ -50,24 +50,16 @@ class HRNetConfig(BackboneConfigMixin, PreTrainedConfig):
     num_blocks: list[list[int]] | tuple[tuple[int, ...], ...] = ((4,), (4, 4), (4, 4, 4), (4, 4, 4, 4))
 
     def __post_init__(self, **kwargs: Any):
-        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
-        kwargs.pop("stage_names", None)  # from a saved file: always the same
-        refuse_misspelt(type(self), kwargs)
         self.hidden_sizes, self.num_modules = list(self.hidden_sizes), list(self.num_modules)
         self.num_blocks = [list(stage) for stage in self.num_blocks]
-        self.stage_names = ["stem", *(f"stage{index}" for index in range(1, STAGES + 1))]
-        if out_features is None and out_indices is None:
-            out_features = self.stage_names[1:]  # what HRNet is for; transformers' default is the last map alone
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        choose_maps(self, STAGES, kwargs, all_stages=True)  # what HRNet is for
         super().__post_init__(**kwargs)
 
     def validate_sizes(self):
         """Part of `@strict`: every number of blocks and channels can be built."""
         check_at_least_one(self, ("num_channels", "stage1_channels"))
         for field in ("hidden_sizes", "num_modules"):
-            values = getattr(self, field)
-            if len(values) != STAGES or min(values) < 1:
-                raise ValueError(f"HRNetConfig.{field}={values}: expected four numbers from 1 up")
+            check_positive_list(self, field, STAGES)
         if max(self.num_channels, self.stage1_channels, *self.hidden_sizes) > MOST_CHANNELS:
             raise ValueError(
                 f"HRNetConfig.hidden_sizes={self.hidden_sizes}, stage1_channels={self.stage1_channels}, "

@@ -11,7 +11,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_segmenter import refuse_misspelt
+from .config_checks import check_drop_path_rate, check_odd
+from .configuration_backbone import choose_maps
 
 
 # As in the official segmentation recipes. Their layer_scale 1.0 is where a new network starts: checkpoints of S to
@@ -84,20 +85,14 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
     level2_post_norm: bool = False
     level2_post_norm_block_ids: list[int] | tuple[int, ...] | None = None
     center_feature_scale: bool = False
-    _out_features: list[str] | None = None
-    _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any):
-        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
-        refuse_misspelt(type(self), kwargs)
         self.depths, self.groups = list(self.depths), list(self.groups)
         if self.level2_post_norm_block_ids is not None:
             self.level2_post_norm_block_ids = list(self.level2_post_norm_block_ids)
         if self.dw_kernel_size is None:
             self.dw_kernel_size = 3  # the deformable kernel's own side
-        kwargs["stage_names"] = ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
-        self.stage_names = kwargs["stage_names"]
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        choose_maps(self, len(self.depths), kwargs)
         super().__post_init__(**kwargs)
 
     @property
@@ -125,16 +120,13 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def validate_numbers(self):
         """Part of `@strict`: every number is inside its range."""
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"InternImageConfig.drop_path_rate={self.drop_path_rate}: expected 0 <= value < 1")
+        check_drop_path_rate(self)
         for field in ("mlp_ratio", "offset_scale"):
             if not 0 < getattr(self, field) < math.inf:  # nan is not above 0 either
                 raise ValueError(f"InternImageConfig.{field}={getattr(self, field)}: expected a finite number above 0")
         if self.layer_scale is not None and not math.isfinite(self.layer_scale):
             raise ValueError(f"InternImageConfig.layer_scale={self.layer_scale}: expected a finite number or None")
-        assert self.dw_kernel_size is not None  # since __post_init__
-        if self.dw_kernel_size < 1 or self.dw_kernel_size % 2 == 0:
-            raise ValueError(f"InternImageConfig.dw_kernel_size={self.dw_kernel_size}: expected an odd number")
+        check_odd(self, "dw_kernel_size")
 
     def validate_norms(self):
         """Part of `@strict`: no norm that the original would create and never apply."""

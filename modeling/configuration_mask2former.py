@@ -9,13 +9,9 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import Mask2FormerConfig, PreTrainedConfig
 
-from .configuration_maskformer import (
-    NORM_GROUPS,
-    MaskClassifierConfig,
-    check_multiples,
-    check_weights,
-)
-from .configuration_segmenter import MOST_BLOCKS, check_at_least_one
+from .backbone_presets import backbone_fields
+from .config_checks import MOST_BLOCKS, check_at_least_one
+from .configuration_maskformer import NORM_GROUPS, MaskClassifierConfig, check_multiples, check_weights
 
 
 # Head widths of the Cityscapes and Mapillary files of InternImage-H, and of the VSPW entry "DUT" (2023).
@@ -33,10 +29,10 @@ WIDE = dict(
 # Swin-L: Facebook's ade20k/semantic-segmentation/swin/maskformer2_swin_large_IN21k_384_bs16_160k_res640.yaml.
 MASK2FORMER_PRESETS: dict[str, dict[str, Any]] = {
     "mask2former-swin-large": dict(
-        backbone=("swin-large", dict(window_size=12, image_size=384, drop_path_rate=0.3)), **NARROW
+        backbone_config=backbone_fields("swin-large", window_size=12, image_size=384, drop_path_rate=0.3), **NARROW
     ),
-    "mask2former-internimage-h": dict(backbone=("internimage-h", {}), **NARROW),
-    "mask2former-internimage-h-wide": dict(backbone=("internimage-h", {}), **WIDE),
+    "mask2former-internimage-h": dict(backbone_config=backbone_fields("internimage-h"), **NARROW),
+    "mask2former-internimage-h-wide": dict(backbone_config=backbone_fields("internimage-h"), **WIDE),
 }
 
 
@@ -71,12 +67,9 @@ class VSSMask2FormerConfig(MaskClassifierConfig, Mask2FormerConfig):
 
     def validate_ranges(self):
         """Part of `@strict`: every number is inside its range."""
-        check_at_least_one(self, ("mask_feature_size", "num_queries", "train_num_points"))
+        check_at_least_one(self, ("mask_feature_size", "num_queries", "train_num_points", "num_attention_heads"))
         check_multiples(self, ("feature_size",), NORM_GROUPS, "the groups of its norms")
-        heads = self.num_attention_heads
-        if heads < 1:
-            raise ValueError(f"VSSMask2FormerConfig.num_attention_heads={heads}: expected at least 1")
-        check_multiples(self, ("feature_size", "hidden_dim"), heads, "num_attention_heads")
+        check_multiples(self, ("feature_size", "hidden_dim"), self.num_attention_heads, "num_attention_heads")
         check_weights(self, ("no_object_weight", "class_weight", "mask_weight", "dice_weight"))
         for field, least in (("decoder_layers", 2), ("encoder_layers", 1)):
             if not least <= getattr(self, field) <= MOST_BLOCKS:

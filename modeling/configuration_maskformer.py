@@ -3,7 +3,6 @@
 Paper: Cheng, Schwing, Kirillov, "Per-Pixel Classification is Not All You Need for Semantic Segmentation", 2021.
 """
 
-import copy
 import math
 from typing import Any, ClassVar
 
@@ -11,18 +10,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import MaskFormerConfig, MaskFormerSwinConfig, PreTrainedConfig
 
 from .backbone_presets import backbone_fields
-from .configuration_segmenter import (
-    MOST_BLOCKS,
-    backbone_config_from_dict,
-    check_at_least_one,
-    check_backbone_depth,
-    check_class_names,
-    check_ignore_index,
-    check_num_labels,
-    check_switches,
-    count_maps,
-    refuse_misspelt,
-)
+from .config_checks import MOST_BLOCKS, check_at_least_one, refuse_misspelt
+from .configuration_segmenter import SegmentationConfigMixin, backbone_config_from_dict, check_num_labels, count_maps
 
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -33,21 +22,17 @@ VOID_PIXELS = ("negative", "ignore")
 # also acts inside the attention and between the two layers of the feed-forward part, which transformers keeps apart.
 MASKFORMER_PRESETS: dict[str, dict[str, Any]] = {
     "maskformer-swin-large": dict(
-        backbone=("swin-large", dict(window_size=12, image_size=384, drop_path_rate=0.3)),
+        backbone_config=backbone_fields("swin-large", window_size=12, image_size=384, drop_path_rate=0.3),
         decoder_config=dict(model_type="detr", dropout=0.1, attention_dropout=0.1, activation_dropout=0.1),
         use_auxiliary_loss=True,
     ),
 }
 
 
-class MaskClassifierConfig:
-    """Checks and presets of both mask classification models; no fields."""
+class MaskClassifierConfig(SegmentationConfigMixin):
+    """What the configurations of both mask classification models share; no fields."""
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
-
-    # fields of the subclasses
-    backbone_config: Any
-    void_pixels: str
+    void_pixels: str  # a field of the subclasses
 
     def prepare(self, unknown: dict[str, Any]) -> None:
         """What `__post_init__` does before transformers' own."""
@@ -64,13 +49,6 @@ class MaskClassifierConfig:
         if isinstance(self.backbone_config, dict):
             self.backbone_config = backbone_config_from_dict(self.backbone_config)
 
-    def __setattr__(self, name: str, value: Any):
-        """`label2id` follows `id2label`, also in `from_pretrained(folder, id2label=...)`."""
-        super().__setattr__(name, value)
-        if name == "id2label" and value is not None:
-            check_class_names(value)
-            self.label2id = {label: int(index) for index, label in value.items()}
-
     def validate_backbone(self):
         """Part of `@strict`: both pixel decoders read four maps."""
         if count_maps(self) != 4:
@@ -78,34 +56,12 @@ class MaskClassifierConfig:
                 f"{type(self).__name__}.backbone_config.out_indices={self.backbone_config.out_indices}: expected four "
                 "maps, at strides 4, 8, 16 and 32"
             )
-        check_backbone_depth(self)
 
-    def validate_training_fields(self):
-        """Part of `@strict`."""
-        check_ignore_index(self)
-        check_switches(self)
+    def validate_void_pixels(self):
+        """Part of `@strict`: the word is known."""
         if self.void_pixels not in VOID_PIXELS:
             expected = " or ".join(map(repr, VOID_PIXELS))
             raise ValueError(f"{type(self).__name__}.void_pixels={self.void_pixels!r}: expected {expected}")
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> Any:
-        """A published size by name, e.g. `maskformer-swin-large`.
-
-        Args:
-            name: a key of `PRESETS`.
-            overrides: fields to change, e.g. `id2label=...`.
-
-        Raises:
-            ValueError: for an unknown name, with the known ones.
-        """
-        if name not in cls.PRESETS:
-            raise ValueError(f"preset '{name}' is not known; one of: {', '.join(cls.PRESETS)}")
-        fields = copy.deepcopy(cls.PRESETS[name])
-        backbone, changes = fields.pop("backbone")
-        if "backbone_config" not in overrides:
-            fields["backbone_config"] = backbone_fields(backbone, **changes)
-        return cls(**{**fields, **overrides})
 
 
 def check_weights(config: Any, fields: tuple[str, ...]) -> None:

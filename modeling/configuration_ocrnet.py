@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 
 from .backbone_presets import backbone_fields
-from .configuration_segmenter import MOST_BLOCKS, SegmenterConfig, check_at_least_one, check_indices
+from .config_checks import MOST_BLOCKS, check_at_least_one, check_at_most, check_odd, check_positive_list
+from .configuration_segmenter import SegmenterConfig, check_indices
 
 
 def swin(name: str) -> dict[str, Any]:
@@ -34,6 +35,13 @@ def hrnet(name: str) -> dict[str, Any]:
     return dict(backbone_config=backbone_fields(name), in_indices=(0, 1, 2, 3))
 
 
+def vspw_resnet(name: str) -> dict[str, Any]:
+    """VSPW_baseline's OCRNet (Miao et al., CVPR 2021), whose ResNet has a wider stem; less dropout, as in its code."""
+    fields = dilated_resnet(name)
+    backbone = {**fields["backbone_config"], "stem_channels": 128}
+    return {**fields, "backbone_config": backbone, "coarse_channels": 512, "classifier_dropout": 0.05}
+
+
 def volo(name: str, *out_features: str) -> dict[str, Any]:
     """VOLO with the named maps."""
     return backbone_fields(name, out_features=list(out_features))
@@ -48,6 +56,8 @@ PRESETS = {
     "ocrnet-swin-large": dict(backbone_config=swin("swin-large"), channels=1024, ocr_channels=512),
     "ocrnet-resnet50": dilated_resnet("resnet50c"),
     "ocrnet-resnet101": dilated_resnet("resnet101c"),
+    "ocrnet-resnet50-vspw": vspw_resnet("resnet50c"),
+    "ocrnet-resnet101-vspw": vspw_resnet("resnet101c"),
     "ocrnet-hrnet-w18": hrnet("hrnet-w18"),
     "ocrnet-hrnet-w48": hrnet("hrnet-w48"),
     # BetterThing gives VOLO "almost the same" 1024/512. On a U-Net's map at stride 2 they cost four times the 512/256
@@ -107,19 +117,14 @@ class OCRNetConfig(SegmenterConfig):
     def validate_ranges(self):
         """Part of `@strict`: every number is inside its range."""
         check_at_least_one(self, ("channels", "ocr_channels", "coarse_num_convs", "coarse_channels"))
-        if self.coarse_num_convs > MOST_BLOCKS:
-            raise ValueError(f"OCRNetConfig.coarse_num_convs={self.coarse_num_convs}: expected at most {MOST_BLOCKS}")
-        if self.coarse_kernel_size % 2 != 1 or self.coarse_kernel_size < 1:
-            raise ValueError(f"OCRNetConfig.coarse_kernel_size={self.coarse_kernel_size}: expected an odd number")
+        check_at_most(self, "coarse_num_convs", MOST_BLOCKS)
+        check_odd(self, "coarse_kernel_size")
 
     def validate_neck(self):
         """Part of `@strict`: the neck is known, and finds the maps that it reads."""
         if self.neck not in (None, "unet"):
             raise ValueError(f"OCRNetConfig.neck={self.neck!r}: expected None or 'unet'")
-        if len(self.neck_channels) != 3 or min(self.neck_channels) < 1:
-            raise ValueError(
-                f"OCRNetConfig.neck_channels={self.neck_channels}: expected three widths (strides 8, 4, 2), at least 1"
-            )
+        check_positive_list(self, "neck_channels", 3)
         if self.neck_out_stride not in (2, 4):
             raise ValueError(f"OCRNetConfig.neck_out_stride={self.neck_out_stride}: expected 2 or 4")
         if self.neck is None:

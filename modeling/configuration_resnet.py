@@ -11,10 +11,10 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_segmenter import MOST_BLOCKS, check_at_least_one, refuse_misspelt
+from .config_checks import MOST_BLOCKS, MOST_CHANNELS, check_at_least_one
+from .configuration_backbone import choose_maps
 
 
-MOST_CHANNELS = 2**16  # as MOST_BLOCKS: a damaged width would fill the memory
 EXPANSION = {"basic": 1, "bottleneck": 4}  # a block's output channels per channel of its 3x3 convolution
 
 # He et al. 2016, Table 1. Under "resnet50c" and so on: with the stem of three 3x3 convolutions.
@@ -66,14 +66,10 @@ class DilatedResNetConfig(BackboneConfigMixin, PreTrainedConfig):
     avg_down: bool = False
 
     def __post_init__(self, **kwargs: Any):
-        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
-        kwargs.pop("stage_names", None)  # from a saved file: follows from depths
-        refuse_misspelt(type(self), kwargs)
         self.depths, self.hidden_sizes = list(self.depths), list(self.hidden_sizes)
         if self.dilations is not None:
             self.dilations = [list(stage) for stage in self.dilations]
-        self.stage_names = ["stem", *(f"stage{index}" for index in range(1, len(self.depths) + 1))]
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        choose_maps(self, len(self.depths), kwargs)
         super().__post_init__(**kwargs)
 
     def validate_choices(self):
@@ -91,7 +87,7 @@ class DilatedResNetConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"DilatedResNetConfig.hidden_sizes={self.hidden_sizes}: expected {len(self.depths)} widths, as depths"
             )
-        step = EXPANSION.get(self.block, 1)
+        step = EXPANSION[self.block]  # known since validate_choices: @strict goes by the alphabet
         for width in self.hidden_sizes:
             if not step <= width <= MOST_CHANNELS or width % step:
                 raise ValueError(

@@ -12,7 +12,9 @@ from transformers import SegformerConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .backbone_presets import backbone_fields
-from .configuration_segmenter import SegmenterConfig, check_at_least_one
+from .config_checks import check_at_least_one
+from .configuration_backbone import choose_maps
+from .configuration_segmenter import SegmenterConfig
 
 
 PRESETS = {
@@ -31,11 +33,7 @@ class MiTConfig(BackboneConfigMixin, SegformerConfig):
 
     model_type = "vss_mit"
 
-    _out_features: list[str] | None = None
-    _out_indices: list[int] | None = None
-
     def __post_init__(self, **kwargs: Any):
-        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         stages = len(self.depths)
         for field in ("hidden_sizes", "num_attention_heads", "sr_ratios", "patch_sizes", "strides", "mlp_ratios"):
             value = list(getattr(self, field))
@@ -43,8 +41,7 @@ class MiTConfig(BackboneConfigMixin, SegformerConfig):
                 raise ValueError(f"MiTConfig.{field}={value}: expected {stages} numbers, as many as depths")
             setattr(self, field, value)
         self.depths, self.num_encoder_blocks = list(self.depths), stages
-        kwargs["stage_names"] = self.stage_names = [f"stage{index}" for index in range(1, stages + 1)]
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        choose_maps(self, stages, kwargs, stem=False)
         super().__post_init__(**kwargs)
 
 

@@ -1,22 +1,55 @@
-"""What the configurations of all per-pixel models share: a backbone, and settings of the loss and classifiers."""
+"""What the configurations of all models share: a backbone, classes, presets; and of per-pixel models the loss."""
 
 import copy
 import math
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .config_checks import MOST_BLOCKS, refuse_misspelt
 from .loading import check_model_type
 
 
-MOST_BLOCKS = 1000  # a damaged number here would build modules until the memory is full
 MOST_LABELS = 2**16  # transformers makes a name for each, whatever the number
 
 
+class SegmentationConfigMixin:
+    """Published sizes by name, one list of classes, and checks; for the configuration of a model with a backbone."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    backbone_config: Any  # a field of the configurations
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> Any:
+        """A published size by name, e.g. `ocrnet-swin-large`.
+
+        Args:
+            name: a key of `PRESETS`.
+            overrides: fields to change, e.g. `id2label=...`.
+
+        Raises:
+            ValueError: for an unknown name, with the known ones.
+        """
+        return cls(**preset_fields(cls, name, overrides))
+
+    def __setattr__(self, name: str, value: Any):
+        """`label2id` follows `id2label`, also in `from_pretrained(folder, id2label=...)`."""
+        super().__setattr__(name, value)
+        if name == "id2label" and value is not None:
+            check_class_names(value)
+            self.label2id = {label: int(index) for index, label in value.items()}
+
+    def validate_shared_fields(self):
+        """Part of `@strict`: the fields that every model has."""
+        check_backbone_depth(self)
+        check_ignore_index(self)
+        check_switches(self)
+
+
 @strict
-class SegmenterConfig(PreTrainedConfig):
+class SegmenterConfig(SegmentationConfigMixin, PreTrainedConfig):
     r"""Settings that every per-pixel model of this package has.
 
     Args:
@@ -30,7 +63,6 @@ class SegmenterConfig(PreTrainedConfig):
     """
 
     sub_configs: ClassVar[Any] = {"backbone_config": AutoConfig}
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
     DEFAULT_PRESET: ClassVar[str] = ""  # whose backbone stands in for a missing backbone_config
     INDEX_FIELDS: ClassVar[tuple[str, ...]] = ()  # fields that choose among the backbone's maps
 
@@ -50,45 +82,19 @@ class SegmenterConfig(PreTrainedConfig):
             self.backbone_config = backbone_config_from_dict(self.backbone_config)
         super().__post_init__(**kwargs)
 
-    def __setattr__(self, name: str, value: Any):
-        """`label2id` follows `id2label`, also in `from_pretrained(folder, id2label=...)`."""
-        super().__setattr__(name, value)
-        if name == "id2label" and value is not None:
-            check_class_names(value)
-            self.label2id = {label: int(index) for index, label in value.items()}
-
     def validate_indices(self):
         """Part of `@strict`: the heads can only read maps that the backbone returns."""
         for field in self.INDEX_FIELDS:
             check_indices(self, field)
 
-    def validate_shared_ranges(self):
-        """Part of `@strict`: every shared number is inside its range."""
+    def validate_loss_and_classifiers(self):
+        """Part of `@strict`: every number is inside its range."""
         name = type(self).__name__
-        check_backbone_depth(self)
         if not 0 <= self.classifier_dropout < 1:
             raise ValueError(f"{name}.classifier_dropout={self.classifier_dropout}: expected 0 <= value < 1")
         for field in ("auxiliary_loss_weight", "initializer_range"):
             if not 0 <= getattr(self, field) < math.inf:  # nan is not at least 0 either
                 raise ValueError(f"{name}.{field}={getattr(self, field)}: expected a finite number, at least 0")
-        check_ignore_index(self)
-
-    def validate_switches(self):
-        """Part of `@strict`: see `check_switches`."""
-        check_switches(self)
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> "SegmenterConfig":
-        """A published size by name, e.g. `ocrnet-swin-large`.
-
-        Args:
-            name: a key of `PRESETS`.
-            overrides: fields to change, e.g. `id2label=...`.
-
-        Raises:
-            ValueError: for an unknown name, with the known ones.
-        """
-        return cls(**preset_fields(cls, name, overrides))
 
 
 def preset_fields(config_class: Any, name: str, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -132,14 +138,6 @@ def check_indices(config: Any, field: str) -> None:
             f"{type(config).__name__}.{field}={value}: expected indices from 0 to {count - 1}, since the "
             f"backbone returns {count} maps (backbone_config.out_indices={out_indices})"
         )
-
-
-def check_at_least_one(config: Any, fields: tuple[str, ...]) -> None:
-    """Raise for a width or count below 1; None stands for a default."""
-    for field in fields:
-        value = getattr(config, field)
-        if value is not None and value < 1:
-            raise ValueError(f"{type(config).__name__}.{field}={value}: expected at least 1")
 
 
 def check_backbone_depth(config: Any) -> None:
@@ -187,15 +185,4 @@ def check_class_names(id2label: Any) -> None:
             raise ValueError(f"id2label holds {index!r}: {label!r}; expected a class number with its name")
 
 
-def refuse_misspelt(config_class: type[PreTrainedConfig], unknown: dict[str, Any]) -> None:
-    """Raise for an unknown key that is nearly a field: transformers itself accepts it silently.
-
-    Keys that resemble no field pass, because configs on the Hub may carry more than this version knows.
-    """
-    fields = list(config_class.__dataclass_fields__) + ["num_labels", "id2label", "label2id"]
-    for key in unknown:
-        if key not in fields and (near := get_close_matches(key, fields, n=1, cutoff=0.8)):
-            raise ValueError(f"{config_class.__name__} has no field '{key}'; did you mean '{near[0]}'?")
-
-
-__all__ = ["SegmenterConfig"]
+__all__ = ["SegmentationConfigMixin", "SegmenterConfig"]

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 
 from .backbone_presets import backbone_fields
+from .config_checks import check_at_least_one
 from .configuration_auxiliary import AuxiliarySegmenterConfig
-from .configuration_segmenter import check_at_least_one, count_maps
+from .configuration_segmenter import count_maps
 
 
 PRESETS = {

@@ -12,10 +12,10 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_segmenter import MOST_BLOCKS, check_at_least_one, refuse_misspelt
+from .config_checks import MOST_BLOCKS, MOST_CHANNELS, check_at_least_one, check_drop_path_rate
+from .configuration_backbone import choose_maps
 
 
-MOST_CHANNELS = 2**16  # as MOST_BLOCKS: a damaged number would fill the memory
 LARGEST_IMAGE = 2**13
 SMALLEST_IMAGE = 32
 GRID_STRIDE = 16  # pixels per cell of the position embedding
@@ -87,15 +87,11 @@ class VOLOConfig(BackboneConfigMixin, PreTrainedConfig):
     tap_norm: bool = False
 
     def __post_init__(self, **kwargs: Any):
-        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
-        kwargs.pop("stage_names", None)  # from a saved file: follows from depths
-        refuse_misspelt(type(self), kwargs)
         for field in ("depths", "hidden_sizes", "num_heads", "mlp_ratios"):
             setattr(self, field, list(getattr(self, field)))
         if not isinstance(self.image_size, int):
             self.image_size = list(self.image_size)
-        self.stage_names = ["stem", *(f"stage{index}" for index in range(1, len(self.depths) + 1))]
-        self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        choose_maps(self, len(self.depths), kwargs)
         super().__post_init__(**kwargs)
 
     @property
@@ -143,8 +139,7 @@ class VOLOConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"VOLOConfig.image_size={self.image_size}: expected one number or (height, width), each from "
                 f"{SMALLEST_IMAGE} to {LARGEST_IMAGE}"
             )
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"VOLOConfig.drop_path_rate={self.drop_path_rate}: expected 0 <= value < 1")
+        check_drop_path_rate(self)
 
 
 __all__ = ["VOLOConfig", "VOLO_SIZES"]

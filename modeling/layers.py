@@ -1,4 +1,4 @@
-"""Layers that several decode heads share."""
+"""Layers that several models share."""
 
 import torch
 from torch import nn
@@ -102,7 +102,7 @@ class FCNHead(nn.Module):
         return self.classifier(self.dropout(output))  # (B, num_labels, h, w)
 
 
-def resize(features: torch.Tensor, size: torch.Size, align_corners: bool = False) -> torch.Tensor:
+def resize(features: torch.Tensor, size: tuple[int, ...], align_corners: bool = False) -> torch.Tensor:
     """Resize a map (batch, channels, h, w) bilinearly to `size`, if it has another."""
     if features.shape[-2:] == size:
         return features

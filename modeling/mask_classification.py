@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbone import load_backbone_weights
+from .backbone import StartsFromBackbone
 from .mask_labels import masks_from_labels
 
 
-class MaskClassifier:
-    """Loss from a label map, and the backbone's door, for a subclass of one of transformers' mask models."""
+class MaskClassifier(StartsFromBackbone):
+    """Loss from a label map, for a subclass of one of transformers' mask models."""
 
     # transformers' models set these
     config: Any
@@ -23,22 +23,6 @@ class MaskClassifier:
     def backbone(self) -> Any:
         """The backbone; its parameters are named `model.pixel_level_module.encoder.*`."""
         return self.model.pixel_level_module.encoder
-
-    @classmethod
-    def from_backbone_pretrained(cls, source: str, config: Any) -> Any:
-        """A model with new heads on a pretrained backbone.
-
-        Args:
-            source: see `load_backbone_weights`: a folder or Hub id, or a timm name.
-            config: the model's configuration.
-
-        Raises:
-            FileNotFoundError: a folder without weights.
-            ValueError: nothing of the source fits the backbone.
-        """
-        model: Any = cls(config)  # type: ignore[call-arg]  # transformers' model takes it
-        load_backbone_weights(model.backbone, source)
-        return model
 
     def total_loss(
         self,
@@ -89,10 +73,6 @@ class MaskClassifier:
             share = (labels != self.config.ignore_index).sum()
             loss = loss * share / torch.as_tensor(num_items_in_batch, device=share.device).clamp(min=1)
         return loss  # type: ignore[return-value]  # sum() of tensors
-
-    def get_input_embeddings(self) -> Any:
-        """None: pixels have no table of embeddings. accelerate asks before it shards a model (FSDP2)."""
-        return None
 
 
 __all__ = ["MaskClassifier"]

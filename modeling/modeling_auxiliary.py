@@ -35,9 +35,11 @@ class AuxiliarySegmenterModel(SegmenterModel):
                 dropout=config.classifier_dropout,
             )
 
-    def decode(self, feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def decode(
+        self, feature_maps: list[torch.Tensor], with_auxiliary_logits: bool
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         logits = self.decode_head(feature_maps)  # (B, K, h, w)
-        if self.auxiliary_head is None:
+        if self.auxiliary_head is None or not with_auxiliary_logits:
             return logits, ()
         return logits, (self.auxiliary_head(feature_maps[self.config.auxiliary_in_index]),)
 

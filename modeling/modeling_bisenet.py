@@ -140,12 +140,14 @@ class BiSeNetForSemanticSegmentation(SegmenterModel):
         outputs.feature_maps = (self.spatial_path(pixel_values), *outputs.feature_maps)
         return outputs
 
-    def decode(self, feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def decode(
+        self, feature_maps: list[torch.Tensor], with_auxiliary_logits: bool
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         spatial, *deep = feature_maps
         fine, coarse = (deep[index] for index in self.config.in_indices)
         contexts = self.context_path(fine, coarse, spatial.shape[-2:])  # strides 8 and 16
         logits = self.decode_head(self.fusion(spatial, contexts[0]))  # (B, K, h, w)
-        if not self.config.use_auxiliary_heads:
+        if not self.auxiliary_heads or not with_auxiliary_logits:
             return logits, ()
         return logits, tuple(head(context) for head, context in zip(self.auxiliary_heads, contexts, strict=True))
 

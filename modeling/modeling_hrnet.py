@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from timm.models.hrnet import HighResolutionNet
 from torch import nn
-from torch.nn import functional as F
 
 from .configuration_hrnet import HRNetConfig
 from .conv_backbone import ConvBackbone
+from .layers import resize
 
 
 STEM_CHANNELS = 64  # in every published HRNet
@@ -68,19 +68,11 @@ def exchange(module: Any, *maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
     maps = tuple(branch(m) for branch, m in zip(module.branches, maps, strict=True))
     fused = []
     for target, layers in zip(maps, module.fuse_layers, strict=True):
-        parts = [resized(layer(m), target.shape[-2:]) for layer, m in zip(layers, maps, strict=True)]
+        # timm's layers enlarge a coarser map by whole factors, to some pixels more than the target: 13 twofold for 25.
+        # Enlarging in these two steps instead of one is mmsegmentation's way.
+        parts = [resize(layer(m), target.shape[-2:]) for layer, m in zip(layers, maps, strict=True)]
         fused.append(module.fuse_act(sum(parts[1:], parts[0])))
     return tuple(fused)  # reentrant checkpointing finds no tensors in a list
-
-
-def resized(feature_map: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """The map at the exact size of another branch, of which it may be a few pixels larger: 13 enlarged twofold for 25.
-
-    Enlarging in these two steps instead of one is mmsegmentation's way.
-    """
-    if feature_map.shape[-2:] == size:
-        return feature_map
-    return F.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
 
 
 def timm_fields(config: HRNetConfig) -> dict[str, Any]:

@@ -8,19 +8,16 @@ Paper: see configuration_internimage.py. Letters: B batch, C channels, H and W t
 maps are (B, H, W, C), because norms, linear layers and DCNv3 work on the last axis. Every stride 2 rounds up.
 """
 
-from typing import Any
-
 import torch
 from timm.layers import DropPath, Mlp
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BackboneOutput
 
 from .configuration_internimage import InternImageConfig
 from .dcnv3 import DCNv3
+from .feature_maps import FeatureMaps
 
 
 EPS = 1e-6  # of every LayerNorm
@@ -145,8 +142,8 @@ class InternImageStage(nn.Module):
         return self.norm(hidden_states)
 
 
-class InternImageBackbone(BackboneMixin, PreTrainedModel):
-    """InternImage as a backbone, for `AutoBackbone`.
+class InternImageBackbone(FeatureMaps, PreTrainedModel):
+    """InternImage without its classifier; images have three channels.
 
     Args:
         config: the backbone's configuration.
@@ -155,10 +152,6 @@ class InternImageBackbone(BackboneMixin, PreTrainedModel):
     config: InternImageConfig
     config_class = InternImageConfig
     base_model_prefix = "internimage"
-    main_input_name = "pixel_values"
-    input_modalities: Any = ("image",)  # as transformers' own models have it; its annotation knows no tuple
-    supports_gradient_checkpointing = True
-    has_attentions = False
     _no_split_modules = ["InternImageBlock"]
 
     def __init__(self, config: InternImageConfig):
@@ -169,38 +162,13 @@ class InternImageBackbone(BackboneMixin, PreTrainedModel):
         self.downsamples = nn.ModuleList(InternImageDownsample(width) for width in config.widths[:-1])
         self.post_init()
 
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BackboneOutput | tuple:
-        r"""Feature maps of images.
-
-        Args:
-            pixel_values: float (batch, 3, height, width), normalised; any height and width.
-            output_hidden_states: also return the maps of the stem and of all stages.
-            output_attentions: ignored, there are none.
-            return_dict: `False` for a plain tuple.
-
-        Returns:
-            BackboneOutput: `feature_maps`, each (batch, channels, height / stride, width / stride), sizes rounded up.
-        """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        return_dict = self.config.return_dict if return_dict is None else return_dict
+    def compute_maps(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         hidden_states = self.stem(pixel_values)
         maps = [hidden_states]
         for index, stage in enumerate(self.stages):
             hidden_states = stage(self.downsamples[index - 1](hidden_states) if index else hidden_states)
             maps.append(hidden_states)
-        maps = [map_.permute(0, 3, 1, 2).contiguous() for map_ in maps]
-        output = BackboneOutput(
-            feature_maps=tuple(maps[index] for index in self.out_indices),
-            hidden_states=tuple(maps) if output_hidden_states else None,
-        )
-        return output if return_dict else output.to_tuple()
+        return [map_.permute(0, 3, 1, 2).contiguous() for map_ in maps]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -16,32 +16,9 @@ from torch.nn import functional as F
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_ocrnet import OCRNetConfig
-from .layers import ConvNormAct, resize_concat
+from .layers import ConvNormAct, FCNHead, resize_concat
 from .modeling_segmenter import SegmenterModel
 from .necks import UNetNeck
-
-
-class CoarseHead(nn.Module):
-    """FCN head whose logits are the soft regions of the OCR head.
-
-    Args:
-        config: the model's configuration.
-        in_channels: channels of the map that it reads.
-    """
-
-    def __init__(self, config: OCRNetConfig, in_channels: int):
-        super().__init__()
-        width = config.coarse_channels or in_channels
-        widths = [in_channels] + [width] * config.coarse_num_convs
-        self.convs = nn.Sequential(
-            *[ConvNormAct(a, b, config.coarse_kernel_size) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-        )
-        self.dropout = nn.Dropout2d(config.classifier_dropout)
-        assert config.num_labels is not None  # id2label has a default
-        self.classifier = nn.Conv2d(width, config.num_labels, 1)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.dropout(self.convs(features)))  # (B, K, h, w)
 
 
 class ObjectAttention(nn.Module):
@@ -87,8 +64,11 @@ class OCRHead(nn.Module):
 
     def forward(self, features: torch.Tensor, coarse_logits: torch.Tensor) -> torch.Tensor:
         pixels = self.pixel_conv(features)  # (B, C, h, w)
-        regions = gather_regions(pixels, coarse_logits)  # (B, C, K, 1)
-        return self.classifier(self.dropout(self.attention(pixels, regions)))  # (B, K, h, w)
+        return self.classify(pixels, gather_regions(pixels, coarse_logits))
+
+    def classify(self, pixels: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K, h, w) from pixels (B, C, h, w) and region vectors (B, C, K, 1)."""
+        return self.classifier(self.dropout(self.attention(pixels, regions)))
 
 
 def gather_regions(pixels: torch.Tensor, coarse_logits: torch.Tensor) -> torch.Tensor:
@@ -124,11 +104,27 @@ class OCRNetForSemanticSegmentation(SegmenterModel):
         if config.neck == "unet":
             self.neck = UNetNeck(channels, config.neck_channels, config.neck_out_stride, config.align_corners)
             channels = coarse_channels = [self.neck.out_channels]
-        self.coarse_head = CoarseHead(config, sum(coarse_channels))
+        assert config.num_labels is not None  # id2label has a default
+        self.coarse_head = FCNHead(
+            sum(coarse_channels),
+            config.coarse_channels or sum(coarse_channels),
+            config.num_labels,
+            num_convs=config.coarse_num_convs,
+            kernel_size=config.coarse_kernel_size,
+            dropout=config.classifier_dropout,
+        )
         self.decode_head = OCRHead(config, sum(channels))
         self.post_init()
 
-    def decode(self, feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def decode(
+        self, feature_maps: list[torch.Tensor], with_auxiliary_logits: bool
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        features, coarse_features = self.head_maps(feature_maps)
+        coarse_logits = self.coarse_head(coarse_features)  # (B, K, h, w): always, because the regions follow from it
+        return self.decode_head(features, coarse_logits), (coarse_logits,)
+
+    def head_maps(self, feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the OCR head and the coarse head read."""
         in_indices, coarse_in_indices = self.config.in_indices, self.config.coarse_in_indices
         assert coarse_in_indices is not None  # since the configuration's __post_init__
         if self.neck is not None:
@@ -136,11 +132,8 @@ class OCRNetForSemanticSegmentation(SegmenterModel):
             in_indices = coarse_in_indices = [0]
         coarse_features = resize_concat([feature_maps[i] for i in coarse_in_indices], self.config.align_corners)
         if in_indices == coarse_in_indices:
-            features = coarse_features
-        else:
-            features = resize_concat([feature_maps[i] for i in in_indices], self.config.align_corners)
-        coarse_logits = self.coarse_head(coarse_features)  # (B, K, h, w)
-        return self.decode_head(features, coarse_logits), (coarse_logits,)
+            return coarse_features, coarse_features
+        return resize_concat([feature_maps[i] for i in in_indices], self.config.align_corners), coarse_features
 
 
 __all__ = ["OCRNetForSemanticSegmentation"]

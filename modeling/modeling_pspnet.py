@@ -1,5 +1,7 @@
 """PSPNet: averages over grids of several sizes beside the map itself. Paper: see configuration_pspnet.py."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -16,6 +18,8 @@ class PSPHead(nn.Module):
         channels: channels of the backbone's maps.
     """
 
+    pools: Any  # a ModuleList of pairs, more than its annotation tells
+
     def __init__(self, config: PSPNetConfig, channels: list[int]):
         super().__init__()
         self.in_index = config.in_index
@@ -31,9 +35,17 @@ class PSPHead(nn.Module):
 
     def forward(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         features = feature_maps[self.in_index]
-        pooled = [pool(features) for pool in self.pools]  # each (B, channels, scale, scale)
-        merged = self.merge(resize_concat([features, *pooled], self.align_corners))  # (B, channels, h, w)
-        return self.classifier(self.dropout(merged))  # (B, K, h, w)
+        return self.join(features, self.pool(features))
+
+    def pool(self, features: torch.Tensor) -> list[torch.Tensor]:
+        """The averages over the grids, each (B, in_channels, scale, scale)."""
+        return [average(features) for average, _ in self.pools]
+
+    def join(self, features: torch.Tensor, pooled: list[torch.Tensor]) -> torch.Tensor:
+        """Logits (B, K, h, w) from the map (B, in_channels, h, w) and averages over the grids."""
+        context = [conv(average) for (_, conv), average in zip(self.pools, pooled, strict=True)]
+        merged = self.merge(resize_concat([features, *context], self.align_corners))  # (B, channels, h, w)
+        return self.classifier(self.dropout(merged))
 
 
 class PSPNetForSemanticSegmentation(AuxiliarySegmenterModel):
@@ -45,6 +57,7 @@ class PSPNetForSemanticSegmentation(AuxiliarySegmenterModel):
 
     config: PSPNetConfig
     config_class = PSPNetConfig
+    decode_head: PSPHead
 
     def __init__(self, config: PSPNetConfig):
         super().__init__(config)

@@ -1,19 +1,16 @@
 """SegFormer in mmsegmentation's form on transformers' Mix Transformer. Paper: see configuration_segformer.py."""
 
-from typing import Any
-
 import torch
 from torch import nn
 from transformers import SegformerModel, SegformerPreTrainedModel
-from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_outputs import BackboneOutput
 
 from .configuration_segformer import MiTConfig, SegFormerConfig
+from .feature_maps import FeatureMaps
 from .layers import ConvNormAct, resize_concat
 from .modeling_segmenter import SegmenterModel
 
 
-class MiTBackbone(BackboneMixin, SegformerPreTrainedModel):
+class MiTBackbone(FeatureMaps, SegformerPreTrainedModel):
     """The Mix Transformer: maps of strides 4, 8, 16 and 32, each divided with rounding up.
 
     Args:
@@ -22,7 +19,6 @@ class MiTBackbone(BackboneMixin, SegformerPreTrainedModel):
 
     config: MiTConfig
     config_class = MiTConfig
-    has_attentions = False
 
     def __init__(self, config: MiTConfig):
         super().__init__(config)
@@ -33,35 +29,11 @@ class MiTBackbone(BackboneMixin, SegformerPreTrainedModel):
                 module.eps = config.layer_norm_eps  # transformers leaves them at 1e-5
         self.post_init()
 
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        r"""Compute feature maps.
-
-        Args:
-            pixel_values: float (batch, 3, height, width), normalised; any height and width from 32 up.
-            output_hidden_states: also return the maps of all stages, whatever `out_features` says.
-            output_attentions: accepted and ignored.
-            return_dict: `False` for a plain tuple.
-
-        Returns:
-            BackboneOutput: with `feature_maps` (batch, channels, h, w), in the order of `out_features`.
-        """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+    def compute_maps(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         maps = [pixel_values]
         for stage in self.encoder.stages:
             maps.append(stage(maps[-1]))
-        maps = maps[1:]
-        output = BackboneOutput(
-            feature_maps=tuple(m for name, m in zip(self.stage_names, maps, strict=True) if name in self.out_features),
-            hidden_states=tuple(maps) if output_hidden_states else None,
-        )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return maps[1:]
 
 
 class SegFormerHead(nn.Module):
@@ -103,7 +75,9 @@ class SegFormerForSemanticSegmentation(SegmenterModel):
         self.decode_head = SegFormerHead(config, self.backbone.channels)
         self.post_init()
 
-    def decode(self, feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def decode(
+        self, feature_maps: list[torch.Tensor], with_auxiliary_logits: bool
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         return self.decode_head(feature_maps), ()
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from .backbone import Backbone, build_backbone, load_backbone_weights
+from .backbone import Backbone, StartsFromBackbone, build_backbone
 from .configuration_segmenter import SegmenterConfig
 from .losses import dense_segmentation_loss
 from .outputs import SemanticSegmenterOutput
@@ -16,7 +16,7 @@ from .outputs import SemanticSegmenterOutput
 SMALLEST_IMAGE = 32  # pixels; the deepest maps of most backbones have a thirty-second of them
 
 
-class SegmenterModel(PreTrainedModel):
+class SegmenterModel(StartsFromBackbone, PreTrainedModel):
     """A backbone, the loss, and the initial weights of the heads; an architecture adds its heads and `decode`.
 
     Args:
@@ -49,11 +49,14 @@ class SegmenterModel(PreTrainedModel):
         """
         return self.backbone.forward_with_filtered_kwargs(pixel_values, **wanted)
 
-    def decode(self, feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def decode(
+        self, feature_maps: list[torch.Tensor], with_auxiliary_logits: bool
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """The architecture's heads.
 
         Args:
             feature_maps: what `encode` returns, each (batch, channels, h, w).
+            with_auxiliary_logits: whether they are wanted; without, an architecture may leave them out.
 
         Returns:
             (logits, auxiliary logits), each (batch, num_labels, h, w) at its head's own resolution.
@@ -103,7 +106,9 @@ class SegmenterModel(PreTrainedModel):
             output_attentions = self.config.output_attentions
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         outputs = self.encode(pixel_values, **{k: v for k, v in wanted.items() if v})
-        logits, auxiliary_logits = self.decode(list(outputs.feature_maps))
+        logits, auxiliary_logits = self.decode(
+            list(outputs.feature_maps), with_auxiliary_logits=output_auxiliary_logits or labels is not None
+        )
 
         loss = None
         if labels is not None:
@@ -125,26 +130,6 @@ class SegmenterModel(PreTrainedModel):
         )
         return output if return_dict else output.to_tuple()
 
-    @classmethod
-    def from_backbone_pretrained(cls, source: str, config: SegmenterConfig) -> "SegmenterModel":
-        """A model with new heads on a pretrained backbone.
-
-        Args:
-            source: see `load_backbone_weights`: a folder or Hub id, or a timm name.
-            config: the model's configuration.
-
-        Raises:
-            FileNotFoundError: a folder without weights.
-            ValueError: nothing of the source fits the backbone.
-        """
-        model = cls(config)
-        load_backbone_weights(model.backbone, source)
-        return model
-
-    def get_input_embeddings(self) -> Any:
-        """None: pixels have no table of embeddings. accelerate asks before it shards a model (FSDP2)."""
-        return None
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """The heads only: the backbone, a PreTrainedModel, initialises itself."""
@@ -155,13 +140,7 @@ class SegmenterModel(PreTrainedModel):
                 init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
                 init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            assert module.running_mean is not None and module.running_var is not None  # ours all keep statistics
-            assert module.num_batches_tracked is not None
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+            super()._init_weights(module)
 
 
 __all__ = ["SegmenterModel"]

@@ -65,7 +65,7 @@ class ScaleBranch(nn.Module):
             level = conv(level)
             if self.doublings:
                 height, width = level.shape[-2:]
-                level = resize(level, torch.Size((2 * height, 2 * width)), self.align_corners)
+                level = resize(level, (2 * height, 2 * width), self.align_corners)
         return resize(level, size, self.align_corners)  # twice a size that was rounded up is too large
 
 

@@ -67,9 +67,13 @@ class UperNetForSemanticSegmentation(SegmenterModel):
                 adapt_head(head, config)
         self.post_init()
 
-    def decode(self, feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def decode(
+        self, feature_maps: list[torch.Tensor], with_auxiliary_logits: bool
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         logits = self.decode_head(feature_maps)  # (B, K, h, w)
-        return logits, () if self.auxiliary_head is None else (self.auxiliary_head(feature_maps),)
+        if self.auxiliary_head is None or not with_auxiliary_logits:
+            return logits, ()
+        return logits, (self.auxiliary_head(feature_maps),)
 
 
 def adapt_head(head: Any, config: UperNetConfig) -> None:

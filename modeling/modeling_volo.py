@@ -17,10 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_outputs import BackboneOutput
 
 from .configuration_volo import GRID_STRIDE, SMALLEST_IMAGE, VOLOConfig
+from .feature_maps import FeatureMaps
 
 
 PATCH_SIZE = 8
@@ -34,8 +33,8 @@ def resize_position_embedding(embedding: torch.Tensor, size: tuple[int, int]) ->
     return resized.permute(0, 2, 3, 1).to(embedding.dtype)
 
 
-class VOLOBackbone(BackboneMixin, PreTrainedModel):
-    """VOLO without its classifier; returns the maps named in `config.out_features`.
+class VOLOBackbone(FeatureMaps, PreTrainedModel):
+    """VOLO without its classifier; images have at least 32 x 32 pixels, and maps the sizes that `pad_input` tells.
 
     Args:
         config: the backbone's configuration.
@@ -43,10 +42,6 @@ class VOLOBackbone(BackboneMixin, PreTrainedModel):
 
     config: VOLOConfig
     config_class = VOLOConfig
-    main_input_name = "pixel_values"
-    input_modalities: Any = ("image",)  # as transformers' own models have it; its annotation knows no tuple
-    supports_gradient_checkpointing = True
-    has_attentions = False  # timm's blocks keep theirs
     timm_prefix: ClassVar[str] = ""  # our name of a tensor is this and timm's name
     _supports_sdpa = True
     _no_split_modules = ["Outlooker", "Transformer"]
@@ -74,52 +69,21 @@ class VOLOBackbone(BackboneMixin, PreTrainedModel):
         self.norms = nn.ModuleDict({name: nn.LayerNorm(self.out_feature_channels[name]) for name in normalised})
         self.post_init()
 
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BackboneOutput | tuple:
-        r"""Compute feature maps.
-
-        Args:
-            pixel_values: float (batch, num_channels, height, width), normalised; any height and width from 32 up.
-            output_hidden_states: also return the maps of the stem and all stages, whatever `out_features` says, and
-                without `tap_norm`.
-            output_attentions: accepted and ignored: timm's blocks do not return theirs.
-            return_dict: `False` for a plain tuple.
-
-        Returns:
-            BackboneOutput: with `feature_maps`, each (batch, channels, h, w), in the order of `out_features`; their
-                sizes: see `pad_input` in [`VOLOConfig`].
-
-        Raises:
-            ValueError: the image is smaller than 32 pixels.
-        """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+    def compute_maps(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         height, width = pixel_values.shape[-2:]
         if height < SMALLEST_IMAGE or width < SMALLEST_IMAGE:
             raise ValueError(
                 f"pixel_values is {height} x {width} pixels; VOLO needs at least {SMALLEST_IMAGE} x {SMALLEST_IMAGE}"
             )
-        if self.config.pad_input:
-            pixel_values = F.pad(pixel_values, (0, -width % GRID_STRIDE, 0, -height % GRID_STRIDE))
-        maps = self.compute_maps(pixel_values)
-        if self.config.pad_input:
-            # The stem and the outlookers have positions that lie entirely in the padding; stride 16 has none.
-            strides = [2, PATCH_SIZE] + [GRID_STRIDE] * (len(maps) - 2)
-            maps = [m[..., : -(-height // s), : -(-width // s)] for m, s in zip(maps, strides, strict=True)]
-        named = dict(zip(self.stage_names, maps, strict=True))
-        # transformers' annotation knows tuples of one map only.
-        feature_maps: Any = tuple(self.normalised(name, named[name]) for name in self.out_features)
-        hidden_states: Any = tuple(maps) if output_hidden_states else None
-        output = BackboneOutput(feature_maps=feature_maps, hidden_states=hidden_states)
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        if not self.config.pad_input:
+            return self.stage_maps(pixel_values)
+        maps = self.stage_maps(F.pad(pixel_values, (0, -width % GRID_STRIDE, 0, -height % GRID_STRIDE)))
+        # The stem and the outlookers have positions that lie entirely in the padding; stride 16 has none.
+        strides = [2, PATCH_SIZE] + [GRID_STRIDE] * (len(maps) - 2)
+        return [m[..., : -(-height // s), : -(-width // s)] for m, s in zip(maps, strides, strict=True)]
 
-    def compute_maps(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """One map (B, C, h, w) for the stem and each stage."""
+    def stage_maps(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """One map (B, C, h, w) for the stem and each stage, of an image as it is."""
         assert self.patch_embed.conv is not None  # because of stem_conv
         stem = self.patch_embed.conv(pixel_values)
         tokens = self.patch_embed.proj(stem).permute(0, 2, 3, 1)  # (B, h, w, C) from here on
@@ -147,7 +111,7 @@ class VOLOBackbone(BackboneMixin, PreTrainedModel):
                 tokens = block(tokens)
         return tokens
 
-    def normalised(self, name: str, feature_map: torch.Tensor) -> torch.Tensor:
+    def returned_map(self, name: str, feature_map: torch.Tensor) -> torch.Tensor:
         """The map (B, C, h, w) after the LayerNorm over its channels, if it has one."""
         if name == "stem" or not self.config.tap_norm:
             return feature_map
@@ -168,14 +132,7 @@ class VOLOBackbone(BackboneMixin, PreTrainedModel):
                 bound = module.weight[0].numel() ** -0.5
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            if isinstance(module, nn.BatchNorm2d):
-                assert module.running_mean is not None and module.running_var is not None  # ours all keep statistics
-                assert module.num_batches_tracked is not None
-                init.zeros_(module.running_mean)
-                init.ones_(module.running_var)
-                init.zeros_(module.num_batches_tracked)
+            super()._init_weights(module)
 
 
 def build_stage(config: VOLOConfig, index: int) -> nn.Sequential:

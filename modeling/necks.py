@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from .layers import ConvNormAct
+from .layers import ConvNormAct, resize
 
 
 class DoubleConv(nn.Sequential):
@@ -69,12 +68,8 @@ class UNetNeck(nn.Module):
         """
         map_2, map_8, map_16 = feature_maps
         height, width = map_2.shape[-2:]
-        features = self.conv_8(torch.cat([self.resize(map_16, map_8.shape[-2:]), map_8], dim=1))
-        features = self.conv_4(self.resize(features, ((height + 1) // 2, (width + 1) // 2)))
+        features = self.conv_8(torch.cat([resize(map_16, map_8.shape[-2:], self.align_corners), map_8], dim=1))
+        features = self.conv_4(resize(features, ((height + 1) // 2, (width + 1) // 2), self.align_corners))
         if self.conv_2 is None:
             return features
-        return self.conv_2(torch.cat([self.resize(features, (height, width)), map_2], dim=1))
-
-    def resize(self, feature_map: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        """The map at another size, bilinear."""
-        return F.interpolate(feature_map, size=tuple(size), mode="bilinear", align_corners=self.align_corners)
+        return self.conv_2(torch.cat([resize(features, (height, width), self.align_corners), map_2], dim=1))

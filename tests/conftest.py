@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
 
@@ -38,6 +39,13 @@ BACKBONES = {
         "output_stride": 8,
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled_code(request):
+    """torch compiles a function for at most eight models, and all of ours share one forward."""
+    if "compile" in request.node.name:
+        torch.compiler.reset()
 
 
 @pytest.fixture(scope="session")

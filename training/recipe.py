@@ -114,7 +114,7 @@ class ModelRecipe:
             known_or_raise(self.preset, presets(), "there is no preset")
         of_preset = presets()[self.preset] if self.preset else None
         model_type = fields.pop("model_type", of_preset or DEFAULT_MODEL_TYPE)
-        known_or_raise(model_type, MODELS, "model.config.model_type: no model of this package is a")
+        known_or_raise(model_type, MODELS, "model.config.model_type: recipes train no")
         if of_preset not in (None, model_type):
             raise ValueError(
                 f"model.preset '{self.preset}' is of {of_preset}, model.config.model_type is {model_type}"

@@ -10,7 +10,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-from .modeling.architectures import ALL, BACKBONES, MODELS, REFINERS, configuration_class, model_class
+from .modeling.architectures import ALL, BACKBONES, MODELS, REFINERS, VIDEO_MODELS, configuration_class, model_class
 
 
 def register_configurations() -> None:
@@ -30,7 +30,7 @@ def register_models() -> None:
             auto_class.register(configuration_class(model_type), model_class(model_type), exist_ok=True)
     for model_type in BACKBONES:
         AutoBackbone.register(configuration_class(model_type), model_class(model_type), exist_ok=True)
-    for model_type in REFINERS:
+    for model_type in (*VIDEO_MODELS, *REFINERS):
         AutoModel.register(configuration_class(model_type), model_class(model_type), exist_ok=True)
 
 

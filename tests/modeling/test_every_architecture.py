@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 
 import vss_hf
 from vss_hf.inference import VideoSegmenter
-from vss_hf.modeling.architectures import BACKBONES, MODELS, config_from_preset, presets
+from vss_hf.modeling.architectures import BACKBONES, MODELS, config_from_preset, configuration_class, presets
+from vss_hf.modeling.backbone_presets import backbone_fields, known_backbones
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 
 
@@ -271,6 +272,37 @@ def test_one_step_of_training_moves_every_parameter(model_type):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("model_type", [m for m in MODELS if hasattr(configuration_class(m), "auxiliary_loss_weight")])
+def test_auxiliary_heads_run_only_where_they_are_wanted(model_type):
+    model = build_with_auxiliary_heads(model_type)
+    heads = dict(model.named_children())
+    heads = [heads["auxiliary_head"]] if "auxiliary_head" in heads else list(heads.get("auxiliary_heads", ()))
+    runs = []
+    for head in heads:
+        head.register_forward_hook(lambda *_: runs.append(1))
+
+    def count(**arguments):
+        runs.clear()
+        with torch.no_grad():
+            output = model(torch.randn(2, 3, 33, 47), **arguments)
+        return len(runs), output.auxiliary_logits
+
+    labels = torch.randint(0, 5, (2, 33, 47))
+    others = int(model_type == "vss_ocrnet")  # its coarse head is no luxury: the regions follow from it
+    assert count() == (0, None)
+    assert count(labels=labels) == (len(heads), None)
+    for wanted in (count(output_auxiliary_logits=True), model.train() and count()):
+        assert wanted[0] == len(heads) and len(wanted[1] or ()) == len(heads) + others
+    assert count(output_auxiliary_logits=False) == (0, None)
+
+
+def build_with_auxiliary_heads(model_type):
+    """As `build`; Semantic FPN has its head only when asked."""
+    torch.manual_seed(0)
+    extra = dict(use_auxiliary_head=True, auxiliary_channels=8) if model_type == "vss_semantic_fpn" else {}
+    return AutoModelForSemanticSegmentation.from_config(build_config(model_type, **extra)).eval()
+
+
 @every_architecture
 def test_a_frame_is_labelled_at_its_own_size(model_type, tmp_path):
     model = build(model_type)
@@ -345,3 +377,19 @@ def test_presets_are_valid_configurations(name, tmp_path):
     assert config.num_labels == 5
     config.save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
+
+
+@pytest.mark.parametrize("name", known_backbones())
+def test_published_backbones_are_valid_configurations(name, tmp_path):
+    config = AutoConfig.for_model(**backbone_fields(name))
+    assert config.out_features == STAGES
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
+
+
+@pytest.mark.parametrize("model_type", BACKBONES)
+def test_misspelt_choices_of_maps_are_refused(model_type):
+    with pytest.raises((ValueError, StrictDataclassError), match="no field 'out_feature'; did you mean"):
+        configuration_class(model_type)(out_feature=["stage1"])
+    with pytest.raises((ValueError, StrictDataclassError), match="stage9"):
+        configuration_class(model_type)(out_features=["stage9"])

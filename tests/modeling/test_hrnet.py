@@ -73,10 +73,10 @@ def test_all_four_branches_by_default():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(hidden_sizes=[18, 36, 72]), r"hidden_sizes=\[18, 36, 72\]: expected four numbers"),
-        (dict(hidden_sizes=[18, 36, 72, 0]), r"expected four numbers from 1 up"),
+        (dict(hidden_sizes=[18, 36, 72]), r"hidden_sizes=\[18, 36, 72\]: expected 4 numbers"),
+        (dict(hidden_sizes=[18, 36, 72, 0]), r"expected 4 numbers from 1 up"),
         (dict(hidden_sizes=[18, 36, 72, 2**40]), r"expected at most 65536 channels"),
-        (dict(num_modules=[1, 1, 4]), r"num_modules=\[1, 1, 4\]: expected four numbers"),
+        (dict(num_modules=[1, 1, 4]), r"num_modules=\[1, 1, 4\]: expected 4 numbers"),
         (dict(num_modules=[2, 1, 4, 3]), r"the first stage has one module"),
         (dict(num_modules=[1, 1, 4, 10**9]), r"more than 1000"),
         (dict(num_blocks=[[4], [4], [4, 4], [4, 4]]), r"expected four lists, of 1, 2, 3 and 4 numbers"),

@@ -110,7 +110,7 @@ def test_every_way_to_write_a_small_number(text, recipe_file, tmp_path):
             "model.config.backbone_config has no field 'hiden_sizes'; did you mean 'hidden_sizes'",
         ),
         (["--model.config.backbone_config.model_type", "resnt"], "'resnt' is not known; did you mean 'resnet'"),
-        (["--model.config.model_type", "segformer"], "model_type: no model of this package is a 'segformer'; .*vss_"),
+        (["--model.config.model_type", "segformer"], "model_type: recipes train no 'segformer'; .*vss_"),
         (["--model.config.num_labels", "3"], "model.config.num_labels comes from the data set"),
         (["--data", "x"], "--data is a section; name a field of it"),
         (["x"], "'x' follows no field"),

@@ -2,18 +2,11 @@
 
 from typing import Any
 
-import torch
-
 from .swin import map_norms
-from .tables import Rename, Table
+from .tables import Rename, Table, as_linear
 
 
 LAYER = r"encoder.stages.\1.layers.\2"
-
-
-def from_convolution(weight: torch.Tensor) -> torch.Tensor:
-    """A weight (out, in, 1, 1) of a 1x1 convolution as that of a linear layer; those of linear layers stay."""
-    return weight.flatten(1)
 
 
 def convnext_rows() -> tuple[Rename, ...]:
@@ -26,8 +19,7 @@ def convnext_rows() -> tuple[Rename, ...]:
         Rename(r"downsample_layers\.(\d+)\.([01])\.(\w+)", r"encoder.stages.\1.downsampling_layer.\2.\3"),
         Rename(block + r"\.(?:depthwise_conv|dwconv)\.(\w+)", LAYER + r".dwconv.\3"),
         Rename(block + r"\.norm\.(\w+)", LAYER + r".layernorm.\3"),
-        Rename(pointwise + r"([12])\.weight", LAYER + r".pwconv\3.weight", change=from_convolution),
-        Rename(pointwise + r"([12])\.bias", LAYER + r".pwconv\3.bias"),
+        Rename(pointwise + r"([12])\.(\w+)", LAYER + r".pwconv\3.\4", change=as_linear),
         Rename(block + r"\.gamma", LAYER + r".layer_scale_parameter"),
     )
 

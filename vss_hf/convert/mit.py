@@ -2,17 +2,10 @@
 
 from typing import Any
 
-import torch
-
-from .tables import Rename, Table
+from .tables import Rename, Table, as_linear
 
 
 BLOCK = r"encoder.stages.\1.blocks.\2"
-
-
-def as_linear(weight: torch.Tensor) -> torch.Tensor:
-    """A 1x1 convolution's weight (out, in, 1, 1) as a linear layer's (out, in); a bias stays as it is."""
-    return weight.flatten(1) if weight.ndim == 4 else weight
 
 
 def mmseg_mit_table(config: Any) -> Table:

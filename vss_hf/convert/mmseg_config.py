@@ -129,10 +129,7 @@ def backbone_config_from_mmseg(backbone: dict[str, Any]) -> PreTrainedConfig:
     Raises:
         ValueError: for a backbone or a setting that has no counterpart here.
     """
-    kind = short_type(backbone)
-    if kind not in BACKBONES:
-        raise ValueError(f"mmsegmentation backbone of type={kind!r}: expected {', '.join(BACKBONES)}")
-    return BACKBONES[kind](backbone)
+    return BACKBONES[read_type(backbone, BACKBONES)](backbone)
 
 
 def mmseg_resnet_config(backbone: dict[str, Any]) -> DilatedResNetConfig:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy._core import multiarray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from . import bisenet, detectron2, mmseg_heads, vspw_clip, vspw_heads
-from .cascade_psp import CASCADE_PSP, RESNET_PREFIX
+from . import bisenet, cascade_psp, detectron2, mmseg_heads, vspw_clip, vspw_heads
 from .convnext import facebook_convnext_table, mmseg_convnext_table
 from .hrnet import HRNET
 from .internimage import internimage_table, mmseg_internimage_table
@@ -72,7 +72,7 @@ HEAD_TABLES: dict[tuple[str, str], Callable[[Any], Table]] = {
     ("mmseg", "vss_segformer"): lambda config: mmseg_heads.SEGFORMER,
     ("mmseg", "vss_semantic_fpn"): lambda config: mmseg_heads.SEMANTIC_FPN,
     ("mmseg", "vss_bisenet"): lambda config: bisenet.BISENET,
-    ("cascadepsp", "vss_cascade_psp"): lambda config: CASCADE_PSP,
+    ("cascadepsp", "vss_cascade_psp"): lambda config: cascade_psp.CASCADE_PSP,
     ("vspw_baseline", "vss_pspnet"): lambda config: vspw_heads.PSPNET,
     ("vspw_baseline", "vss_ocrnet"): lambda config: vspw_heads.OCRNET,
     ("vspw_baseline", "vss_st_ppm"): lambda config: vspw_clip.ST_PPM,
@@ -90,7 +90,7 @@ PREFIXES = {
     ("vspw_baseline", "vss_st_ppm"): r"encoder\.",
     ("vspw_baseline", "vss_tcb_ocr"): r"encoder\.",
     ("mmseg", "vss_bisenet"): bisenet.RESNET_PREFIX,
-    ("cascadepsp", "vss_cascade_psp"): RESNET_PREFIX,
+    ("cascadepsp", "vss_cascade_psp"): cascade_psp.RESNET_PREFIX,
 }
 WRAPPERS = ("state_dict", "model", "state_dict_ema")  # where checkpoints keep their tensors
 
@@ -104,8 +104,8 @@ HARMLESS: list[Any] = [
     np.ndarray,
     np.dtype,
     *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_, np.uint8)),
-    *((np._core.multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    *((np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     (TrainingLog, "mmengine.logging.history_buffer.HistoryBuffer"),
 ]
 
@@ -154,7 +154,7 @@ def load_reference_state_dict(model: Any, state_dict: dict[str, torch.Tensor], s
     Args:
         model: a model or backbone of this package or of transformers, built with the configuration of the reference.
         state_dict: the reference's tensors, without any wrapper (`checkpoint["state_dict"]` of an mmseg file).
-        source: `mmseg` (mmsegmentation 0.x and 1.x), `internimage`, `volo`, `detectron2`, `torchvision`, ...
+        source: whose names they are, one of those that `vss_hf.convert` lists.
 
     Returns:
         ConversionReport: what was loaded, and what has no place on either side, with the reason.

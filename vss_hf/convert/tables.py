@@ -63,6 +63,11 @@ class Renamed:
     unused: dict[str, str]
 
 
+def as_linear(tensor: torch.Tensor) -> torch.Tensor:
+    """For `Rename.change`: a 1x1 convolution's weight (out, in, 1, 1) as a linear layer's; others and biases stay."""
+    return tensor.flatten(1) if tensor.ndim == 4 else tensor
+
+
 def under(table: Table, reference_prefix: str, own_prefix: str) -> Table:
     r"""The same table for a part of a model, e.g. `under(SWIN, r"backbone\.", "backbone.")`.
 

@@ -42,20 +42,26 @@ def conv_bias_norm(reference: str, own: str, first: int = 0) -> tuple[Rename, ..
     )
 
 
-OCR = r"decoder\.spatial_ocr_head\.object_context_block"
-OCRNET = Table(
-    (
-        *conv_bias_norm(r"decoder\.dsn_head", "coarse_head.convs.0"),
-        Rename(r"decoder\.dsn_head\.4\.(\w+)", r"coarse_head.classifier.\1"),
-        *conv_bias_norm(r"decoder\.conv_3x3", "decode_head.pixel_conv"),
-        *conv_bias_norm(OCR + r"\.f_pixel", "decode_head.attention.query.0"),
-        *conv_bias_norm(OCR + r"\.f_pixel", "decode_head.attention.query.1", first=3),
-        *conv_bias_norm(OCR + r"\.f_object", "decode_head.attention.key.0"),
-        *conv_bias_norm(OCR + r"\.f_object", "decode_head.attention.key.1", first=3),
-        *conv_bias_norm(OCR + r"\.f_down", "decode_head.attention.value"),
-        *conv_bias_norm(OCR + r"\.f_up", "decode_head.attention.out"),
-        *conv_bias_norm(r"decoder\.spatial_ocr_head\.conv_bn_dropout", "decode_head.attention.merge"),
-        Rename(r"decoder\.head\.(\w+)", r"decode_head.classifier.\1"),
-    ),
-    kept=(NO_COUNTER,),
-)
+def ocr_rows(prefix: str) -> tuple[Rename, ...]:
+    """The rows of the OCR heads.
+
+    Args:
+        prefix: what stands before their names, as a regular expression without groups.
+    """
+    ocr = prefix + r"spatial_ocr_head\.object_context_block"
+    return (
+        *conv_bias_norm(prefix + "dsn_head", "coarse_head.convs.0"),
+        Rename(prefix + r"dsn_head\.4\.(\w+)", r"coarse_head.classifier.\1"),
+        *conv_bias_norm(prefix + "conv_3x3", "decode_head.pixel_conv"),
+        *conv_bias_norm(ocr + r"\.f_pixel", "decode_head.attention.query.0"),
+        *conv_bias_norm(ocr + r"\.f_pixel", "decode_head.attention.query.1", first=3),
+        *conv_bias_norm(ocr + r"\.f_object", "decode_head.attention.key.0"),
+        *conv_bias_norm(ocr + r"\.f_object", "decode_head.attention.key.1", first=3),
+        *conv_bias_norm(ocr + r"\.f_down", "decode_head.attention.value"),
+        *conv_bias_norm(ocr + r"\.f_up", "decode_head.attention.out"),
+        *conv_bias_norm(prefix + r"spatial_ocr_head\.conv_bn_dropout", "decode_head.attention.merge"),
+        Rename(prefix + r"head\.(\w+)", r"decode_head.classifier.\1"),
+    )
+
+
+OCRNET = Table(ocr_rows(r"decoder\."), kept=(NO_COUNTER,))
