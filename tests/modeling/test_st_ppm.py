@@ -3,9 +3,12 @@
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from tiny_video_models import TINY, build, build_config
+from tiny_video_models import RESNET, TINY, build, build_config
 from transformers import AutoModel
 
+from vss_hf.convert import load_reference_state_dict
+from vss_hf.convert.tables import rename
+from vss_hf.convert.vspw_clip import ST_PPM
 from vss_hf.modeling.architectures import config_from_preset
 from vss_hf.modeling.configuration_pspnet import PSPNetConfig
 from vss_hf.modeling.modeling_pspnet import PSPNetForSemanticSegmentation
@@ -63,7 +66,17 @@ def test_new_scores_start_small(tmp_path):
     assert 0 < model.frame_score.weight.abs().max() < 0.1
 
 
-def test_one_frame_is_pspnet(tmp_path):
+def test_weights_of_a_checkpoint_are_never_dropped():
+    """A 1x1 convolution of the original becomes the linear layer, and without one there is no place for it."""
+    score = torch.randn(1, 64, 1, 1)
+    renamed = rename({"pspweight_conv.0.weight": score}, ST_PPM).tensors
+    assert torch.equal(renamed["frame_score.weight"], score[:, :, 0, 0])
+    config = build_config("vss_st_ppm", frame_weights=None, backbone_config=RESNET)
+    with pytest.raises(ValueError, match="unexpected: pspweight_conv.0.weight"):
+        load_reference_state_dict(AutoModel.from_config(config), {"pspweight_conv.0.weight": score}, "vspw_baseline")
+
+
+def test_one_frame_is_pspnet():
     """PSPNet's tensors fit, and a clip of one frame gives its logits."""
     fields = {name: value for name, value in TINY["vss_st_ppm"].items() if name != "frame_weights"}
     image_model = PSPNetForSemanticSegmentation(PSPNetConfig(**fields, num_labels=5)).eval()
