@@ -13,6 +13,7 @@ operators are not counted. The result is exact and the same on every machine.
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,21 @@ from vss_hf.modeling.architectures import MODELS, config_from_preset, model_clas
 
 # Chen et al. 2021 ("Semantic Segmentation on VSPW Dataset through Aggregation of Transformer Models"), at 480x853.
 PAPER_GMAC = {"ocrnet-swin-large": 540}
+# Presets by their names -> the reference fixture (narrow, random weights) that the same layers were compared with.
+FIXTURES = {
+    r"ocrnet-swin-.*": "01_ocr_swin/strides_8_16_32",
+    r"ocrnet-resnet(50|101)": "03_cnn_heads/resnetv1c50_os8_ocr",
+    r"ocrnet-hrnet-.*": "03_cnn_heads/hrnet_ocr",
+    r"ocrnet-volo-.*": "05_volo/qkvbias_false",
+    r"upernet-swin-.*": "02_upernet_swin_convnext/swin",
+    r"upernet-convnext-.*": "02_upernet_swin_convnext/convnext",
+    r"upernet-internimage-.*": "04_internimage/upernet_t_like",
+    r"mask(2)?former-.*": "06_maskformer",
+    r"deeplabv3-.*": "03_cnn_heads/resnetv1c50_os8_aspp",
+    r"semantic-fpn-.*": "03_cnn_heads/resnet18_semanticfpn",
+    r"pspnet-.*-vspw": "07_vspw_clip/pspnet_deepsup",
+    r"bisenet-.*": "09_bisenetv1/context_path",
+}
 MARKS = ("<!-- presets: begin (benchmarks/model_cost.py --markdown) -->", "<!-- presets: end -->")
 
 
@@ -88,8 +104,10 @@ def macs(model: torch.nn.Module, pixels: torch.Tensor) -> tuple[int, torch.Tenso
     return counter.get_total_flops() // 2, output.feature_maps[-1]
 
 
-def markdown_row(preset: str, model_type: str, cost: dict[str, float]) -> str:
-    """One row of docs/models.md."""
+def markdown_row(preset: str, model_type: str, cost: dict[str, float], measured: dict[str, str]) -> str:
+    """One row of docs/models.md; `measured` is what `differences` found there."""
+    fixture = next((name for pattern, name in FIXTURES.items() if re.fullmatch(pattern, preset)), None)
+    parity = "–" if fixture is None else f"{measured[fixture]} ({fixture.split('_')[0]})"
     published = PUBLISHED.get(preset, Published())
     papers = "; ".join(
         f"{shown(val)} / {shown(test)} ({', '.join(part for part in (paper, setting) if part)})"
@@ -97,7 +115,13 @@ def markdown_row(preset: str, model_type: str, cost: dict[str, float]) -> str:
     )
     checkpoints = ", ".join(f"`{name}`" if " " not in name else name for name in published.checkpoints)
     numbers = f"{cost['parameters_m']:.1f} | {cost['gmac']:.1f} | {cost['stride']}"
-    return f"| `{preset}` | `{model_type}` | {numbers} | {checkpoints} | {papers} |"
+    return f"| `{preset}` | `{model_type}` | {numbers} | {checkpoints} | {papers} | {parity} |"
+
+
+def differences(page: str) -> dict[str, str]:
+    """Fixture -> difference from the reference, from the table that benchmarks/parity.py wrote into the page."""
+    rows = re.findall(r"^\| `([^`]+)` \| \d+ \| [^|]+ \| ([^|]+) \|", page, re.MULTILINE)
+    return {fixture: difference.strip() for fixture, difference in rows}
 
 
 def shown(value: float | None) -> str:
@@ -109,8 +133,8 @@ def write_markdown(path: Path, rows: list[str]) -> None:
     """Put the table between the marks of a file."""
     heading = [
         "| preset | model type | parameters M | GMAC | stride | official checkpoints that convert | papers' mIoU on "
-        "VSPW, val / test (theirs, not ours) |",
-        "|---|---|---|---|---|---|---|",
+        "VSPW, val / test (theirs, not ours) | parity (fixture) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     write_between(MARKS, [*heading, *rows], path)
 
@@ -130,12 +154,14 @@ def main():
     print(f"one image of {options.height}x{options.width}, {options.num_labels} classes; MAC: multiply-accumulate")
     columns = ("parameters M", "= backbone", "+ heads", "GMAC", "= backbone", "+ heads", "stride", "paper GMAC")
     print(f"{'':32}" + "".join(f"{column:>13}" for column in columns))
+    measured = differences(options.markdown.read_text(encoding="utf-8")) if options.markdown else {}
     results, rows = {}, []
     for preset in options.presets or model_types:
         cost = results[preset] = model_cost(preset, options.num_labels, size)
         paper = PAPER_GMAC.get(preset) if size == (480, 853) else None
         print(f"{preset:32}" + "".join(f"{value:13.1f}" for value in cost.values()) + f"{paper or '':>13}", flush=True)
-        rows.append(markdown_row(preset, model_types[preset], cost))
+        if options.markdown:
+            rows.append(markdown_row(preset, model_types[preset], cost, measured))
     if options.json:
         setting = {"size": list(size), "num_labels": options.num_labels, "torch": torch.__version__}
         results = {"setting": setting, "paper_gmac": PAPER_GMAC, "results": results}

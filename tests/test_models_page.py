@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import SwinConfig, SwinModel
 
-from benchmarks.model_cost import MARKS, image_presets, markdown_row, model_cost
+from benchmarks.model_cost import MARKS, differences, image_presets, markdown_row, model_cost
 from vss_hf.convert.state_dict import BACKBONE_TABLES, HEAD_TABLES
 from vss_hf.hub_cards.architectures import ARCHITECTURES, BACKBONE_PAPERS, PUBLISHED
 from vss_hf.modeling.architectures import BACKBONES, MODELS, presets
@@ -56,7 +56,7 @@ def test_every_preset_is_in_the_table():
     assert re.findall(r"^\| `([^`]+)` \| `(vss_\w+)`", table, re.MULTILINE) == list(image_presets().items())
     assert set(PUBLISHED) <= set(presets())
     for preset in ("upernet-convnext-tiny", "ocrnet-hrnet-w18", "segformer-b0"):
-        assert markdown_row(preset, presets()[preset], model_cost(preset)) in table
+        assert markdown_row(preset, presets()[preset], model_cost(preset), differences(PAGE)) in table
 
 
 def test_every_architecture_has_its_paper():
