@@ -284,7 +284,20 @@ def _architecture(config: Mapping[str, Any], folder: Path) -> list[str]:
         sentences.append(f"The head reads feature maps at strides {listed}; the logits have stride {strides[0]}.")
     count = count_parameters(folder)
     size = f"{count / 1e6:.1f} million parameters ({count:,})." if count else "The folder holds no weights."
-    return [*sentences, size]
+    return [*sentences, size, *_origin(folder)]
+
+
+def _origin(folder: Path) -> list[str]:
+    """A sentence about the file that `vss-hf convert` made the weights from, if it did."""
+    origin = scrub(_read(folder / "conversion.json") or {})
+    names = [origin.get(key) for key in ("checkpoint", "source", "sha256")]
+    if not all(isinstance(name, str) for name in names):
+        return []
+    checkpoint, source, digest = map(cell, names)
+    return [
+        f"The weights were converted from `{checkpoint}` ({source}; SHA-256 {digest}); their licence and their results "
+        "are those of that file's authors."
+    ]
 
 
 def _strides(config: Mapping[str, Any]) -> list[int]:

@@ -40,7 +40,7 @@ LAW = [
     ("vss_hf/quickstart.py", ["third party", "vss_hf"]),
     ("vss_hf/metrics/", ["third party", "vss_hf.metrics"]),  # hub_cards may import it, so it imports nothing of ours
     ("vss_hf/data/", ["third party", "vss_hf.data", "vss_hf.metrics", "vss_hf.modeling"]),
-    ("vss_hf/convert/", ["torch", "transformers", "numpy", "safetensors", "vss_hf.modeling"]),
+    ("vss_hf/convert/", ["torch", "transformers", "numpy", "safetensors", "vss_hf.modeling", "vss_hf.files"]),
     (
         "vss_hf/inference/",
         ["third party", "vss_hf", "!vss_hf.training", "!vss_hf.hub_cards", "!vss_hf.cli", "!vss_hf.quickstart"],

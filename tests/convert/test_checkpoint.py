@@ -1,5 +1,6 @@
 """An official checkpoint file becomes a model folder: through the command that a user types."""
 
+import hashlib
 import json
 import re
 
@@ -11,6 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from vss_hf.cli import main
 from vss_hf.convert import checkpoint as module
+from vss_hf.hub_cards.card import render_card
 from vss_hf.modeling import backbone_presets
 from vss_hf.modeling.backbone import build_backbone, load_backbone_weights
 from vss_hf.modeling.backbone_presets import backbone_fields
@@ -52,6 +54,11 @@ def test_a_checkpoint_becomes_a_folder(reference, tmp_path, kind, capsys):
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "model")
     assert model.config.id2label == {0: "sky", 1: "sea", 2: "sand", 3: "tree", 4: "road"}
     assert torch.equal(model.decode_head.classifier.bias, reference["decode_head.1.conv_seg.bias"])
+    origin = json.loads((tmp_path / "model/conversion.json").read_text())
+    assert (origin["checkpoint"], origin["source"], len(origin["not_used"])) == (path.name, "mmseg", 6)
+    assert origin["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    card = render_card(tmp_path / "model")
+    assert f"converted from `{path.name}` (mmseg; SHA-256 {origin['sha256']})" in card and str(tmp_path) not in card
     mean = AutoImageProcessor.from_pretrained(tmp_path / "model").image_mean
     assert list(mean) == [0.485, 0.456, 0.406]
 

@@ -1,5 +1,6 @@
 """From an official checkpoint file to a model folder that `from_pretrained` loads."""
 
+import hashlib
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vss_hf.files import write_json
 from vss_hf.modeling.architectures import config_from_preset, model_class, presets
 from vss_hf.modeling.backbone import build_backbone
 from vss_hf.modeling.backbone_presets import backbone_fields, known_backbones
@@ -37,7 +39,7 @@ class Converted:
 def convert_checkpoint(
     checkpoint: str | Path, source: str, arch: str, out: str | Path, names: list[str] | None = None
 ) -> Converted:
-    """Convert an official checkpoint and save the model with its image processor.
+    """Convert an official checkpoint and save the model, its image processor, and conversion.json about its origin.
 
     Args:
         checkpoint: the file; see `read_reference_file`.
@@ -68,7 +70,19 @@ def convert_checkpoint(
     model.save_pretrained(out)
     if num_labels is not None:
         VSSImageProcessor().save_pretrained(out)  # ImageNet's mean and deviation, as all these sources use
+    file = {"checkpoint": Path(checkpoint).name, "sha256": sha256(checkpoint)}
+    origin = {**file, "source": source, "arch": Path(arch).name}
+    write_json(out / "conversion.json", {**origin, "not_used": report.unused, "kept_new": report.kept})
     return Converted(out, report, num_labels)
+
+
+def sha256(path: str | Path) -> str:
+    """The digest of a file, read in parts: checkpoints have gigabytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**22):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def find_config(arch: str) -> Any:
