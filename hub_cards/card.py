@@ -295,8 +295,8 @@ def _origin(folder: Path) -> list[str]:
         return []
     checkpoint, source, digest = map(cell, names)
     return [
-        f"The weights were converted from `{checkpoint}` ({source}; SHA-256 {digest}); their licence and their results "
-        "are those of that file's authors."
+        f"The weights were converted from `{checkpoint}` ({source}; SHA-256 {digest}); their licence and results are "
+        "those of that file's authors."
     ]
 
 
