@@ -297,9 +297,14 @@ def by_reason(reasons: dict[str, str]) -> dict[str, list[str]]:
 
 def read_class_names(path: Path) -> list[str]:
     """Class names from a JSON list."""
-    names = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); expected a list of class names") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: expected a JSON list of class names")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}: names {twice[0]!r} more than once; every class needs a name of its own")
     return names
 
 

@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from vss_hf.cli import main
 from vss_hf.convert import checkpoint as module
+from vss_hf.convert import read_reference_file
 from vss_hf.hub_cards.card import render_card
 from vss_hf.modeling import backbone_presets
 from vss_hf.modeling.backbone import build_backbone, load_backbone_weights
@@ -69,13 +70,19 @@ def test_a_checkpoint_becomes_a_folder(reference, tmp_path, kind, capsys):
         (["--class-names", "two.json"], "the classifier has 5 classes, but 2 names are given"),
         (["--arch", "ocrnet-swin-tyni"], "architecture 'ocrnet-swin-tyni' is not known; did you mean 'ocrnet-swin-t"),
         (["--source", "detectron"], "no converter from 'detectron' to vss_ocrnet; known sources: .*mmseg"),
-        (["--class-names", "torn.json"], "torn.json|Expecting|JSON"),
+        (["--class-names", "torn.json"], r"torn\.json: not valid JSON"),
+        (["--class-names", "twins.json"], r"twins\.json: names 'sea' more than once"),
+        (["--out", "full"], "full is already there and not empty; give another folder"),
+        (["--out", "weights.pth"], r"weights\.pth is already there"),
     ],
 )
 def test_bad_input_is_one_line(reference, tmp_path, monkeypatch, capsys, more, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "two.json").write_text('["a", "b"]')
     (tmp_path / "torn.json").write_text('["a", ')
+    (tmp_path / "twins.json").write_text('["sky", "sea", "sand", "sea", "road"]')
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/model.safetensors").write_bytes(b"somebody's weights")
     torch.save({"state_dict": reference}, "weights.pth")
     with pytest.raises(SystemExit) as ended:
         convert("weights.pth", tmp_path, *more)
@@ -83,7 +90,36 @@ def test_bad_input_is_one_line(reference, tmp_path, monkeypatch, capsys, more, m
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error)
-    assert not (tmp_path / "model").exists()
+    assert not (tmp_path / "model").exists() and not list(tmp_path.glob("*.part"))
+    assert (tmp_path / "full/model.safetensors").read_bytes() == b"somebody's weights"
+
+
+def test_a_full_disk_leaves_nothing_half(reference, tmp_path, small_disk, capsys):
+    big = {**reference, "decode_head.1.bottleneck.conv.weight": torch.zeros(16, 56, 3, 3)}
+    torch.save({"state_dict": big}, tmp_path / "weights.pth")
+    (small_disk / "filled").write_bytes(bytes(1000 * 2**10))
+    with pytest.raises(SystemExit) as ended:
+        convert(tmp_path / "weights.pth", tmp_path, "--out", str(small_disk / "model"))
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and "no space left on the disk" in error and "model" in error, error
+    assert [path.name for path in small_disk.iterdir()] == ["filled"]
+
+
+def test_what_a_killed_process_left_is_replaced(reference, tmp_path):
+    torch.save({"state_dict": reference}, tmp_path / "weights.pth")
+    (tmp_path / "model.part").mkdir()
+    (tmp_path / "model.part/model.safetensors").write_bytes(b"half")
+    with pytest.raises(SystemExit) as ended:
+        convert(tmp_path / "weights.pth", tmp_path)
+    assert ended.value.code == 0 and not (tmp_path / "model.part").exists()
+    AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "model")
+
+
+def test_a_damaged_pickle_is_named_once(tmp_path):
+    (tmp_path / "model_final.pkl").write_bytes(b"\x80\x04garbage")
+    with pytest.raises(ValueError, match="model_final.pkl: refused") as caught:
+        read_reference_file(tmp_path / "model_final.pkl")
+    assert str(caught.value).count("model_final.pkl") == 1
 
 
 def test_an_mmsegmentation_configuration_instead_of_a_preset(tmp_path):

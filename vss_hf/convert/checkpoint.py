@@ -1,6 +1,9 @@
 """From an official checkpoint file to a model folder that `from_pretrained` loads."""
 
 import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -8,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vss_hf.files import write_json
+from vss_hf.files import full_disk_error, is_full_disk, write_json
 from vss_hf.modeling.architectures import config_from_preset, model_class, presets
 from vss_hf.modeling.backbone import build_backbone
 from vss_hf.modeling.backbone_presets import backbone_fields, known_backbones
@@ -46,16 +49,20 @@ def convert_checkpoint(
         source: whose names it has; see `load_reference_state_dict`.
         arch: a preset of a model (`upernet-swin-large`), a backbone alone (`internimage-xl`), or a .json file with an
             mmsegmentation configuration (`Config.fromfile(path).dump("config.json")` there).
-        out: folder to write.
+        out: folder to make, whole or not at all; one with files in it is refused.
         names: class names in the order of the label values; None: LABEL_0, LABEL_1, ... as many as the checkpoint's
             classifier has.
 
     Raises:
         FileNotFoundError: no such checkpoint.
+        FileExistsError: `out` holds files.
+        OSError: the disk is full.
         ValueError: the architecture or source is not known, or the tensors do not fit.
     """
+    out, config = Path(out), find_config(arch)  # what is quickly seen comes before gigabytes are read
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is already there and not empty; give another folder to --out, or remove it")
     tensors = read_reference_file(checkpoint)
-    config = find_config(arch)
     num_labels = None
     if hasattr(config, "backbone_config"):
         num_labels = count_classes(tensors, source, config)
@@ -66,14 +73,36 @@ def convert_checkpoint(
         config.id2label = dict(enumerate(names or [f"LABEL_{i}" for i in range(num_labels)]))
     model = build_backbone(config) if num_labels is None else model_class(config.model_type)(config)
     report = load_reference_state_dict(model, tensors, source)
-    out = Path(out)
-    model.save_pretrained(out)
-    if num_labels is not None:
-        VSSImageProcessor().save_pretrained(out)  # ImageNet's mean and deviation, as all these sources use
     file = {"checkpoint": Path(checkpoint).name, "sha256": sha256(checkpoint)}
     origin = {**file, "source": source, "arch": Path(arch).name}
-    write_json(out / "conversion.json", {**origin, "not_used": report.unused, "kept_new": report.kept})
+    with new_folder(out) as partial:
+        model.save_pretrained(partial)
+        if num_labels is not None:
+            VSSImageProcessor().save_pretrained(partial)  # ImageNet's mean and deviation, as all these sources use
+        write_json(partial / "conversion.json", {**origin, "not_used": report.unused, "kept_new": report.kept})
     return Converted(out, report, num_labels)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a folder beside `path` to fill; without an error it becomes `path`, otherwise it is removed.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    partial = path.with_name(f"{path.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.is_dir():
+            path.rmdir()  # empty, or this says so
+        partial.rename(path)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_full_disk(error):
+            raise full_disk_error(path) from error
+        raise
 
 
 def sha256(path: str | Path) -> str:

@@ -111,11 +111,11 @@ HARMLESS: list[Any] = [
 
 
 def read_reference_file(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a reference checkpoint, safetensors or PyTorch's format; pickled code in it never runs.
+    """The tensors of a reference checkpoint; pickled code in it never runs.
 
     Args:
-        path: the file; a PyTorch file may wrap its tensors in "state_dict" (mmsegmentation) or "model" (InternImage),
-            and every name may begin with "module." (saved under DataParallel).
+        path: the file: .safetensors, Detectron2's .pkl, or PyTorch's. The latter may wrap its tensors in "state_dict"
+            (mmsegmentation) or "model" (InternImage), and every name may begin with "module." (DataParallel).
 
     Raises:
         FileNotFoundError: no such file.
@@ -124,13 +124,14 @@ def read_reference_file(path: str | Path) -> dict[str, torch.Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
+    if path.suffix == ".pkl":
+        return detectron2.read_detectron2_pickle(path)
     try:
         if path.suffix == ".safetensors":
-            return unwrapped(load_file(path), path)
-        if path.suffix == ".pkl":
-            return detectron2.read_detectron2_pickle(path)
-        with torch.serialization.safe_globals(HARMLESS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = load_file(path)
+        else:
+            with torch.serialization.safe_globals(HARMLESS):
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path}: refused, because it is damaged or holds more than tensors ({reason})") from error
