@@ -1,7 +1,8 @@
 """Configuration of BiSeNet: a few convolutions for detail, a backbone for context, and a module that joins both.
 
 Paper: Yu et al., "BiSeNet: Bilateral Segmentation Network for Real-time Semantic Segmentation", ECCV 2018; layers and
-widths as mmsegmentation's BiSeNetV1 has them.
+widths as mmsegmentation's BiSeNetV1 has them. On Swin it is the bilateral network of TBN-ViT's ablation (Table 1; see
+configuration_tbn_vit.py), whose spatial path are exactly three convolutions.
 """
 
 from typing import Any, ClassVar
@@ -23,6 +24,13 @@ PRESETS = {
         channels=1024,
         auxiliary_channels=256,
     ),
+    **{
+        f"bisenet-swin-{size}": dict(
+            backbone_config=backbone_fields(f"swin-{size}", out_features=["stage3", "stage4"]),
+            spatial_channels=[64, 64, 128],
+        )
+        for size in ("tiny", "small", "base", "large")
+    },
 }
 
 
@@ -32,7 +40,8 @@ class BiSeNetConfig(SegmenterConfig):
 
     Args:
         in_indices: which two of the backbone's maps the context path reads, the finer one first (strides 16 and 32).
-        spatial_channels: widths of the spatial path's four convolutions.
+        spatial_channels: widths of the spatial path's three convolutions of stride 2, and maybe of one more that mixes
+            channels.
         context_channels: width of the context path.
         fusion_channels: channels after both paths are joined.
         channels: width of the decode head.
@@ -63,7 +72,12 @@ class BiSeNetConfig(SegmenterConfig):
         check_at_least_one(self, ("context_channels", "fusion_channels", "channels", "auxiliary_channels"))
         if len(self.in_indices) != 2:
             raise ValueError(f"BiSeNetConfig.in_indices={self.in_indices}: expected two maps, of strides 16 and 32")
-        check_positive_list(self, "spatial_channels", 4)
+        check_positive_list(self, "spatial_channels")
+        if len(self.spatial_channels) not in (3, 4):
+            raise ValueError(
+                f"BiSeNetConfig.spatial_channels={self.spatial_channels}: expected 3 numbers, or 4 with a convolution "
+                "that mixes channels"
+            )
 
 
 __all__ = ["BiSeNetConfig"]

@@ -4,11 +4,11 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
+from .clip_frames import CLIP_STARTS, clip_frames
 from .configuration_segmenter import SegmenterConfig
 
 
 MOST_PAST_FRAMES = 1000  # a damaged offset here would keep frames until the memory is full
-CLIP_STARTS = ("repeat", "existing", "mirror")
 
 
 @strict
@@ -21,10 +21,16 @@ class ClipSegmenterConfig(SegmenterConfig):
         clip_start: what stands for frames before the video's first one. `"repeat"`: the first frame. `"existing"`:
             nothing; the clip is shorter. `"mirror"`: the video played backwards, frame 3 for frame -3; a stream has
             no future, so the labelled frame itself stands for those that come after it.
+        detach_references: whether training encodes the other frames without gradients. That saves the memory of their
+            activations; auxiliary losses then count the last frame only.
+        supervise_references: whether the auxiliary losses are means over all frames of a clip (deep supervision), for
+            which training needs the other frames' labels, too.
     """
 
     frame_offsets: list[int] | tuple[int, ...] = (-9, -6, -3)
     clip_start: str = "repeat"
+    detach_references: bool = False
+    supervise_references: bool = False
 
     def __post_init__(self, **kwargs: Any):
         self.frame_offsets = list(self.frame_offsets)
@@ -46,6 +52,11 @@ class ClipSegmenterConfig(SegmenterConfig):
         """How many frames back the clip reaches, and how many a stream remembers."""
         return -self.frame_offsets[0] if self.frame_offsets else 0
 
+    @property
+    def wants_reference_labels(self) -> bool:
+        """Whether the auxiliary losses count all frames of a clip."""
+        return self.supervise_references and not self.detach_references
+
     def clip_indices(self, index: int) -> list[int]:
         """The frames of a video that make the clip of one frame.
 
@@ -55,14 +66,7 @@ class ClipSegmenterConfig(SegmenterConfig):
         Returns:
             Indices from 0 to `index`, in the order of `frame_offsets`, the labelled frame last.
         """
-        others = [index + offset for offset in self.frame_offsets]
-        if self.clip_start == "existing":
-            others = [other for other in others if other >= 0]
-        elif self.clip_start == "mirror":
-            others = [min(abs(other), index) for other in others]
-        else:
-            others = [max(other, 0) for other in others]
-        return [*others, index]
+        return clip_frames(index, self.frame_offsets, self.clip_start)
 
 
 __all__ = ["ClipSegmenterConfig"]

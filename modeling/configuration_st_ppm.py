@@ -44,6 +44,7 @@ class STPPMConfig(ClipSegmenterConfig, PSPNetConfig):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = PRESETS
     DEFAULT_PRESET: ClassVar[str] = "st-ppm-resnet50"
 
+    supervise_references: bool = True
     frame_weights: str | None = None
 
     def validate_frame_weights(self):

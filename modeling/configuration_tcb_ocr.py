@@ -42,5 +42,7 @@ class TCBOCRConfig(ClipSegmenterConfig, OCRNetConfig):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = PRESETS
     DEFAULT_PRESET: ClassVar[str] = "tcb-ocr-resnet50"
 
+    supervise_references: bool = True
+
 
 __all__ = ["TCBOCRConfig"]

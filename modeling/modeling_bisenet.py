@@ -17,20 +17,20 @@ from .modeling_segmenter import SegmenterModel
 
 
 class SpatialPath(nn.Sequential):
-    """Three convolutions with stride 2 and one that mixes channels: an image becomes a map of stride 8.
+    """Three convolutions with stride 2, and maybe one that mixes channels: an image becomes a map of stride 8.
 
     Args:
-        channels: widths of the four convolutions.
+        channels: widths of the three or four convolutions.
         in_channels: channels of the image.
     """
 
     def __init__(self, channels: Sequence[int] = (64, 64, 64, 128), in_channels: int = 3):
-        first, second, third, last = channels
+        first, second, third, *mixing = channels
         super().__init__(
             ConvNormAct(in_channels, first, 7, stride=2),
             ConvNormAct(first, second, 3, stride=2),
             ConvNormAct(second, third, 3, stride=2),
-            ConvNormAct(third, last),
+            *(ConvNormAct(third, width) for width in mixing),
         )
 
 
@@ -143,13 +143,20 @@ class BiSeNetForSemanticSegmentation(SegmenterModel):
     def decode(
         self, feature_maps: list[torch.Tensor], with_auxiliary_logits: bool
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        fused, contexts = self.fuse(feature_maps)
+        logits = self.decode_head(fused)  # (B, K, h, w)
+        return logits, self.decode_auxiliary(contexts) if with_auxiliary_logits else ()
+
+    def fuse(self, feature_maps: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """The joined map (B, fusion_channels, h, w), and the context path's two maps, of strides 8 and 16."""
         spatial, *deep = feature_maps
         fine, coarse = (deep[index] for index in self.config.in_indices)
-        contexts = self.context_path(fine, coarse, spatial.shape[-2:])  # strides 8 and 16
-        logits = self.decode_head(self.fusion(spatial, contexts[0]))  # (B, K, h, w)
-        if not self.auxiliary_heads or not with_auxiliary_logits:
-            return logits, ()
-        return logits, tuple(head(context) for head, context in zip(self.auxiliary_heads, contexts, strict=True))
+        contexts = self.context_path(fine, coarse, spatial.shape[-2:])
+        return self.fusion(spatial, contexts[0]), contexts
+
+    def decode_auxiliary(self, contexts: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """The auxiliary heads' logits, if there are any, from the context path's two maps."""
+        return tuple(head(context) for head, context in zip(self.auxiliary_heads, contexts, strict=False))
 
 
 __all__ = ["BiSeNetForSemanticSegmentation"]

@@ -25,12 +25,12 @@ class FrameFeatures(NamedTuple):
     Args:
         current: what only the frame's own segmentation needs.
         memory: what the clips of later frames need, too.
-        auxiliary_logits: (N, K, h, w) for each auxiliary head.
+        auxiliary: what the auxiliary heads read.
     """
 
     current: tuple[torch.Tensor, ...]
     memory: tuple[torch.Tensor, ...]
-    auxiliary_logits: tuple[torch.Tensor, ...]
+    auxiliary: tuple[torch.Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class StreamState:
 class ClipSegmenterModel(SegmenterModel):
     """Clips and streams for an image model, which comes after this as a base class and brings backbone and heads.
 
-    An architecture adds `describe` and `decode_clip`.
+    An architecture adds `describe` and `decode_clip`, and `decode_auxiliary` if it has auxiliary heads.
 
     Args:
         config: the model's configuration.
@@ -76,22 +76,35 @@ class ClipSegmenterModel(SegmenterModel):
     main_input_name = "pixel_values_videos"
     input_modalities: Any = ("video",)
 
-    def describe(self, feature_maps: list[torch.Tensor], with_auxiliary_logits: bool) -> FrameFeatures:
+    def describe(self, feature_maps: list[torch.Tensor]) -> FrameFeatures:
         """What is kept of each frame.
+
+        With `config.detach_references` nothing is learnt here from the other frames of a clip: layers that only they
+        pass through belong into `decode_clip`.
 
         Args:
             feature_maps: what `encode` returns for N frames, each (N, channels, h, w).
-            with_auxiliary_logits: whether they are wanted; without, a model may leave them out.
         """
         raise NotImplementedError
 
-    def decode_clip(self, current: tuple[torch.Tensor, ...], memory: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def decode_auxiliary(self, auxiliary: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """The logits of the auxiliary heads, for training.
+
+        Args:
+            auxiliary: `FrameFeatures.auxiliary` of some frames, each (N, ...).
+
+        Returns:
+            (N, K, h, w) for each head; here the argument itself, for models whose `describe` makes such logits.
+        """
+        return auxiliary
+
+    def decode_clip(self, current: tuple[torch.Tensor, ...], memory: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
         """Segment the last frames of clips.
 
         Args:
             current: `FrameFeatures.current` of the last frames, each (B, ...).
-            memory: `FrameFeatures.memory` of all frames, each (B, T, ...), oldest first, the last frame's included;
-                at the start of a video T may be smaller than later.
+            memory: `FrameFeatures.memory` of the T frames, oldest first, the last one's included: one tuple of
+                (B, ...) for each. At the start of a video there may be fewer frames than later.
 
         Returns:
             Logits (B, K, h, w).
@@ -115,18 +128,21 @@ class ClipSegmenterModel(SegmenterModel):
             pixel_values_videos: float (batch, num_frames, 3, height, width), normalised, oldest frame first; any
                 height and width from 32 up. `config.clip_indices` tells which frames of a video belong together.
             labels: long (batch, height, width) of the last frames: classes 0..num_labels-1 and `config.ignore_index`.
-            reference_labels: long (batch, num_frames - 1, height, width) of the others: with them the auxiliary loss
-                is the mean over all frames (deep supervision), without over the last ones.
+            reference_labels: long (batch, num_frames - 1, height, width) of the others, read only with
+                `config.wants_reference_labels`: the auxiliary loss is then the mean over all frames (deep
+                supervision), otherwise over the last ones.
             num_items_in_batch: labelled pixels in `labels` over all micro-batches and ranks of this step; the loss is
                 then their mean instead of this batch's. For the auxiliary loss every other frame counts as many.
             output_auxiliary_logits: also return the auxiliary heads' logits; always on in training.
-            output_hidden_states: also return the backbone's hidden states, of all frames one clip after the other.
+            output_hidden_states: also return the backbone's hidden states, of all frames one clip after the other (in
+                training with `config.detach_references`: of the last frames).
             output_attentions: also return the backbone's attention maps, likewise.
             return_dict: `False` for a plain tuple.
 
         Returns:
             SemanticSegmenterOutput: with `logits` (batch, num_labels, h, w) of the last frames at the decode head's
-            own resolution, and `auxiliary_logits` (batch, num_frames, num_labels, h, w) of all frames.
+            own resolution, and `auxiliary_logits` (batch, t, num_labels, h, w): of all frames with
+                `config.wants_reference_labels`, otherwise of the last ones (t = 1).
 
         Raises:
             ValueError: the clip has another shape, or is too small.
@@ -136,13 +152,11 @@ class ClipSegmenterModel(SegmenterModel):
             output_auxiliary_logits = self.training
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         wanted = {name: getattr(self.config, name) if value is None else value for name, value in wanted.items()}
-        outputs = self.encode(pixel_values_videos.flatten(0, 1), **{k: v for k, v in wanted.items() if v})
-        frames = self.describe(list(outputs.feature_maps), output_auxiliary_logits or labels is not None)
-
-        clips = pixel_values_videos.shape[:2]  # (B, T)
-        current = tuple(part.unflatten(0, clips)[:, -1] for part in frames.current)
-        logits = self.decode_clip(current, tuple(part.unflatten(0, clips) for part in frames.memory))
-        auxiliary_logits = tuple(part.unflatten(0, clips) for part in frames.auxiliary_logits)  # (B, T, K, h, w)
+        outputs, logits, auxiliary_logits = self.segment_clips(
+            pixel_values_videos,
+            with_auxiliary_logits=output_auxiliary_logits or labels is not None,
+            **{k: v for k, v in wanted.items() if v},
+        )
 
         loss = None
         if labels is not None:
@@ -157,6 +171,56 @@ class ClipSegmenterModel(SegmenterModel):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
+    def segment_clips(
+        self, clips: torch.Tensor, with_auxiliary_logits: bool, **wanted: bool
+    ) -> tuple[Any, torch.Tensor, tuple[torch.Tensor, ...]]:
+        """All that is between the pixels and the loss; a model that cannot encode frames one by one has its own.
+
+        Args:
+            clips: (B, T, 3, H, W).
+            with_auxiliary_logits: whether they are wanted; without, a model may leave them out.
+            wanted: what else the backbone returns.
+
+        Returns:
+            (the backbone's output; logits (B, K, h, w); auxiliary logits, each (B, t, K, h, w)).
+        """
+        outputs, frames, memory = self.describe_clip(clips, **wanted)
+        logits = self.decode_clip(tuple(part[:, -1] for part in frames.current), memory)
+        return outputs, logits, self.auxiliary_logits(frames.auxiliary) if with_auxiliary_logits else ()
+
+    def describe_clip(
+        self, clips: torch.Tensor, **wanted: bool
+    ) -> tuple[Any, FrameFeatures, list[tuple[torch.Tensor, ...]]]:
+        """Encode and describe frames: all in one pass, or the last ones in one of their own, with gradients.
+
+        Args:
+            clips: (B, T, 3, H, W).
+            wanted: what else the backbone returns.
+
+        Returns:
+            (the backbone's output; what is kept of the frames that may have gradients, each (B, t, ...), the last
+            frame last; the memories of all frames as `decode_clip` takes them).
+        """
+        memory = []
+        if self.training and self.config.detach_references and clips.shape[1] > 1:
+            with torch.no_grad():
+                others = self.describe(list(self.encode(clips[:, :-1].flatten(0, 1)).feature_maps))
+            memory = by_frame(unflatten(others.memory, clips[:, :-1]))
+            clips = clips[:, -1:]
+        outputs = self.encode(clips.flatten(0, 1), **wanted)
+        described = self.describe(list(outputs.feature_maps))
+        frames = FrameFeatures(*(unflatten(parts, clips) for parts in described))
+        return outputs, frames, [*memory, *by_frame(frames.memory)]
+
+    def auxiliary_logits(self, auxiliary: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """The auxiliary heads' logits (B, t, K, h, w) of the frames that count, from what they read (B, T, ...)."""
+        if not auxiliary:
+            return ()
+        if not self.config.wants_reference_labels:
+            auxiliary = tuple(part[:, -1:] for part in auxiliary)
+        logits = self.decode_auxiliary(tuple(part.flatten(0, 1) for part in auxiliary))
+        return unflatten(logits, auxiliary[0])
+
     def clip_loss(
         self,
         logits: torch.Tensor,
@@ -166,29 +230,21 @@ class ClipSegmenterModel(SegmenterModel):
         num_items_in_batch: torch.Tensor | int | None,
     ) -> torch.Tensor:
         """The last frames' loss plus the weighted auxiliary losses; the arguments are `forward`'s and its outputs."""
-        config, weight = self.config, self.config.auxiliary_loss_weight
-        shared: Any = {"ignore_index": config.ignore_index, "align_corners": config.align_corners}
-        if reference_labels is None:
-            of_last = tuple(part[:, -1] for part in auxiliary_logits)
-            shared["auxiliary_loss_weight"] = weight
-            return dense_segmentation_loss(logits, of_last, labels, num_items_in_batch=num_items_in_batch, **shared)
+        config = self.config
+        return dense_segmentation_loss(
+            logits,
+            auxiliary_logits,
+            labels,
+            reference_labels if config.wants_reference_labels else None,
+            auxiliary_loss_weight=config.auxiliary_loss_weight,
+            ignore_index=config.ignore_index,
+            align_corners=config.align_corners,
+            num_items_in_batch=num_items_in_batch,
+        )
 
-        shared["auxiliary_loss_weight"] = 0.0
-        loss = dense_segmentation_loss(logits, (), labels, num_items_in_batch=num_items_in_batch, **shared)
-        if not auxiliary_logits or weight == 0:
-            return loss
-        num_frames = auxiliary_logits[0].shape[1]
-        if reference_labels.shape[1] != num_frames - 1:
-            raise ValueError(
-                f"reference_labels is {tuple(reference_labels.shape)}: expected (batch, num_frames - 1 = "
-                f"{num_frames - 1}, height, width), the labels of all frames but the last"
-            )
-        all_labels = torch.cat([reference_labels, labels.unsqueeze(1)], dim=1).flatten(0, 1)  # (B * T, H, W)
-        items = None if num_items_in_batch is None else num_items_in_batch * num_frames
-        for part in auxiliary_logits:
-            of_all = part.flatten(0, 1)
-            loss = loss + weight * dense_segmentation_loss(of_all, (), all_labels, num_items_in_batch=items, **shared)
-        return loss
+    def describe_frame(self, pixel_values: torch.Tensor) -> FrameFeatures:
+        """What a stream keeps of the new frames (B, 3, H, W)."""
+        return self.describe(list(self.encode(pixel_values).feature_maps))
 
     def init_state(self) -> StreamState:
         """The state before the first frame of a video."""
@@ -212,7 +268,7 @@ class ClipSegmenterModel(SegmenterModel):
             ValueError: the frame has another shape or is too small, or the state is of another stream.
         """
         check_shape("pixel_values", pixel_values, ("batch", "3", "height", "width"))
-        frame = self.describe(list(self.encode(pixel_values).feature_maps), with_auxiliary_logits=False)
+        frame = self.describe_frame(pixel_values)
         shapes = [tuple(part.shape) for part in frame.memory]
         if state.frames and [tuple(part.shape) for part in state.frames[-1]] != shapes:
             found = [tuple(part.shape) for part in state.frames[-1]]
@@ -222,11 +278,20 @@ class ClipSegmenterModel(SegmenterModel):
             )
         frames = [*state.frames, frame.memory]
         # Once the state is full the clip lies inside it, and the place in it is as good as the number of the frame.
-        clip = [frames[index] for index in self.config.clip_indices(len(state.frames))]
-        memory = tuple(torch.stack(parts, dim=1) for parts in zip(*clip, strict=True))  # each (B, T, ...)
+        memory = [frames[index] for index in self.config.clip_indices(len(state.frames))]
         logits = self.decode_clip(frame.current, memory)
         kept = frames[max(len(frames) - self.config.num_past_frames, 0) :]
         return SemanticSegmenterOutput(logits=logits), StreamState(tuple(kept))
+
+
+def unflatten(parts: tuple[torch.Tensor, ...], clips: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Tensors (B * T, ...) of all frames of clips (B, T, ...), one by one clip: (B, T, ...)."""
+    return tuple(part.unflatten(0, clips.shape[:2]) for part in parts)
+
+
+def by_frame(parts: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
+    """Tensors (B, T, ...) as T tuples of (B, ...); nothing is copied."""
+    return list(zip(*(part.unbind(dim=1) for part in parts), strict=True))
 
 
 def check_shape(name: str, pixels: torch.Tensor, axes: tuple[str, ...]) -> None:

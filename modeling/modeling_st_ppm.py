@@ -29,21 +29,23 @@ class STPPMForVideoSemanticSegmentation(ClipSegmenterModel, PSPNetForSemanticSeg
             self.frame_score = nn.Linear(self.backbone.channels[config.in_index], 1, bias=False)
         self.post_init()
 
-    def describe(self, feature_maps: list[torch.Tensor], with_auxiliary_logits: bool) -> FrameFeatures:
+    def describe(self, feature_maps: list[torch.Tensor]) -> FrameFeatures:
         features = feature_maps[self.config.in_index]
         memory = self.decode_head.pool(features)  # each (N, C, scale, scale)
         if self.frame_score is not None:
             memory = [*memory, self.frame_score(features.mean(dim=(2, 3)))]  # (N, 1)
-        auxiliary_logits = ()
-        if with_auxiliary_logits and self.auxiliary_head is not None:
-            auxiliary_logits = (self.auxiliary_head(feature_maps[self.config.auxiliary_in_index]),)
-        return FrameFeatures((features,), tuple(memory), auxiliary_logits)
+        auxiliary = (feature_maps[self.config.auxiliary_in_index],) if self.auxiliary_head is not None else ()
+        return FrameFeatures((features,), tuple(memory), auxiliary)
 
-    def decode_clip(self, current: tuple[torch.Tensor, ...], memory: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def decode_auxiliary(self, auxiliary: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (self.auxiliary_head(auxiliary[0]),) if self.auxiliary_head is not None else ()
+
+    def decode_clip(self, current: tuple[torch.Tensor, ...], memory: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
+        parts = [torch.stack(frames, dim=1) for frames in zip(*memory, strict=True)]  # each (B, T, ...), small
         if self.frame_score is None:
-            pooled = [part.mean(dim=1) for part in memory]
+            pooled = [part.mean(dim=1) for part in parts]
         else:
-            *parts, scores = memory
+            *parts, scores = parts
             weights = self.average_weights(scores)[:, :, None, None].to(scores.dtype)  # (B, T, 1, 1, 1)
             pooled = [(weights * part).sum(dim=1) for part in parts]
         return self.decode_head.join(current[0], pooled)

@@ -20,14 +20,14 @@ class TCBOCRForVideoSemanticSegmentation(ClipSegmenterModel, OCRNetForSemanticSe
     config: TCBOCRConfig
     config_class = TCBOCRConfig
 
-    def describe(self, feature_maps: list[torch.Tensor], with_auxiliary_logits: bool) -> FrameFeatures:
+    def describe(self, feature_maps: list[torch.Tensor]) -> FrameFeatures:
         features, coarse_features = self.head_maps(feature_maps)
         coarse_logits = self.coarse_head(coarse_features)  # (N, K, h, w)
         pixels = self.decode_head.pixel_conv(features)  # (N, C, h, w)
         return FrameFeatures((pixels,), (gather_regions(pixels, coarse_logits),), (coarse_logits,))
 
-    def decode_clip(self, current: tuple[torch.Tensor, ...], memory: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        regions = memory[0].mean(dim=1)  # (B, C, K, 1)
+    def decode_clip(self, current: tuple[torch.Tensor, ...], memory: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
+        regions = torch.stack([regions for (regions,) in memory]).mean(dim=0)  # (B, C, K, 1)
         return self.decode_head.classify(current[0], regions)
 
 

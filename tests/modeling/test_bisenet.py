@@ -309,8 +309,9 @@ def test_auxiliary_heads_that_differ_are_refused():
     [
         (dict(in_indices=[0, 2]), "in_indices=.*expected indices from 0 to 1"),
         (dict(in_indices=[1]), r"in_indices=\[1\]: expected two maps"),
-        (dict(spatial_channels=[64, 64, 128]), "spatial_channels=.*expected 4 numbers"),
-        (dict(spatial_channels=[64, 64, 0, 128]), "spatial_channels=.*expected 4 numbers from 1 up"),
+        (dict(spatial_channels=[64, 128]), "spatial_channels=.*expected 3 numbers, or 4"),
+        (dict(spatial_channels=[64, 64, 64, 64, 128]), "spatial_channels=.*expected 3 numbers, or 4"),
+        (dict(spatial_channels=[64, 64, 0, 128]), "spatial_channels=.*expected one or more numbers from 1 up"),
         (dict(context_channels=0), "context_channels=0: expected at least 1"),
         (dict(context_chanels=8), "no field 'context_chanels'; did you mean 'context_channels'"),
     ],

@@ -47,7 +47,7 @@ def test_a_memory_of_eight_frames_is_a_choice_of_offsets():
     with torch.no_grad():
         for index in range(12):
             output, state = model.step(video[:, index], state)
-            frame = model.describe(list(model.encode(video[:, index]).feature_maps), with_auxiliary_logits=False)
+            frame = model.describe(list(model.encode(video[:, index]).feature_maps))
             regions.append(frame.memory[0])
         expected = model.decode_head.classify(frame.current[0], torch.stack(regions[-9:]).mean(dim=0))
     torch.testing.assert_close(output.logits, expected, rtol=1e-5, atol=1e-5)

@@ -84,14 +84,12 @@ def memory_outputs(model: Any, clips: list[torch.Tensor], memory_num: int) -> li
     """
     kept, logits = [], []
     for clip in clips:
-        frames = model.describe(list(model.encode(clip.flatten(0, 1)).feature_maps), False)
-        regions = frames.memory[0].unflatten(0, clip.shape[:2])
+        _, frames, of_clip = model.describe_clip(clip)
         memory = list(kept)
-        for index in range(clip.shape[1]):
-            memory = [*memory[max(len(memory) - memory_num, 0) :], regions[:, index]]
+        for regions in of_clip:
+            memory = [*memory[max(len(memory) - memory_num, 0) :], regions]
         kept = kept or memory
-        current = tuple(maps.unflatten(0, clip.shape[:2])[:, -1] for maps in frames.current)
-        logits.append(model.decode_clip(current, (torch.stack(memory, dim=1),)))
+        logits.append(model.decode_clip(tuple(maps[:, -1] for maps in frames.current), memory))
     return logits
 
 

@@ -40,3 +40,5 @@ BISENET = joined(
     under(Table(fcn_head("0"), kept=(NO_COUNTER,)), r"auxiliary_head\.", "auxiliary_heads."),
     under(Table(fcn_head("1"), kept=(NO_COUNTER,)), r"auxiliary_head\.", "auxiliary_heads."),
 )
+NO_TIME = (r"decode_head\.context_conv\.weight", "BiSeNet sees one frame; at first its weight is zero")
+TBN_VIT = joined(BISENET, Table((), kept=(NO_TIME,)))
