@@ -22,6 +22,7 @@ from fixture_cases import compare_segmenter
 from mask_cases import compare_masks
 from metric_cases import compare_metrics
 from rows import Row
+from tmanet_cases import compare_memory, compare_tmanet
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ KINDS = (
     Kind("06_*/**/values.json", having("maskformer_v1"), compare_masks, (".*total", "matching.*", ".*labels.*")),
     Kind("07_*/pspnet*/config.json", having("deep_sup_scale"), compare_segmenter, (".*logits.*", "grad_input")),
     Kind("07_*/**/config.json", having("clip_num"), compare_clips, ("call0_logits", "grad_frame0")),
+    Kind("08_*/**/config.json", having("decode_head"), compare_tmanet, ("logits.*", "aux_logits", "grad_sequence")),
+    Kind("08_*/**/config.json", having("matmul_norm"), compare_memory, ("output", "grad_memory_keys")),
     Kind(
         "09_*/**/config.json",
         lambda settings: settings["kind"] in BISENET_PARTS,

@@ -24,6 +24,11 @@ from .state_dict import ConversionReport, load_reference_state_dict, read_refere
 from .tables import rename
 
 
+# Fields that the checkpoint or its class names decide about, or transformers itself.
+NOT_CHANGED = {"model_type", "id2label", "label2id", "architectures", "transformers_version", "_name_or_path"}
+MAPS = {"out_features": "out_indices", "out_indices": "out_features"}  # each follows from the other
+
+
 @dataclass
 class Converted:
     """A converted checkpoint.
@@ -40,7 +45,12 @@ class Converted:
 
 
 def convert_checkpoint(
-    checkpoint: str | Path, source: str, arch: str, out: str | Path, names: list[str] | None = None
+    checkpoint: str | Path,
+    source: str,
+    arch: str,
+    out: str | Path,
+    names: list[str] | None = None,
+    fields: dict[str, Any] | None = None,
 ) -> Converted:
     """Convert an official checkpoint and save the model, its image processor, and conversion.json about its origin.
 
@@ -52,6 +62,7 @@ def convert_checkpoint(
         out: folder to make, whole or not at all; one with files in it is refused.
         names: class names in the order of the label values; None: LABEL_0, LABEL_1, ... as many as the checkpoint's
             classifier has.
+        fields: other values for fields of the architecture's configuration, see `with_fields`.
 
     Raises:
         FileNotFoundError: no such checkpoint.
@@ -60,6 +71,8 @@ def convert_checkpoint(
         ValueError: the architecture or source is not known, or the tensors do not fit.
     """
     out, config = Path(out), find_config(arch)  # what is quickly seen comes before gigabytes are read
+    if fields:
+        config = with_fields(config, fields)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is already there and not empty; give another folder to --out, or remove it")
     tensors = read_reference_file(checkpoint)
@@ -74,7 +87,7 @@ def convert_checkpoint(
     model = build_backbone(config) if num_labels is None else model_class(config.model_type)(config)
     report = load_reference_state_dict(model, tensors, source)
     file = {"checkpoint": Path(checkpoint).name, "sha256": sha256(checkpoint)}
-    origin = {**file, "source": source, "arch": Path(arch).name}
+    origin = {**file, "source": source, "arch": Path(arch).name, **({"fields": fields} if fields else {})}
     with new_folder(out) as partial:
         model.save_pretrained(partial)
         if num_labels is not None:
@@ -128,10 +141,41 @@ def find_config(arch: str) -> Any:
         return backbone_config_from_dict(backbone_fields(arch))
     known = [*presets(), *known_backbones()]
     if arch not in known:
-        near = get_close_matches(arch, known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"one of: {', '.join(known)}"
-        raise ValueError(f"architecture '{arch}' is not known; {hint}")
+        raise ValueError(f"architecture '{arch}' is not known; {nearest(arch, known)}")
     return config_from_preset(arch)
+
+
+def with_fields(config: Any, fields: dict[str, Any]) -> Any:
+    """A configuration with other values in some fields.
+
+    Args:
+        config: of a model or backbone.
+        fields: field -> value; `backbone_config.depths` is a field of the backbone's configuration.
+
+    Raises:
+        ValueError: a field that does not exist, with the nearest one, or a value outside its range.
+    """
+    settings = config.to_dict()
+    for path, value in fields.items():
+        place, (*parents, name) = settings, path.split(".")
+        for part in (*parents, name):
+            if not isinstance(place, dict):
+                raise ValueError(f"{config.model_type} has no field '{path}': there are none below '{parents[-1]}'")
+            known = [field for field in place if field not in NOT_CHANGED]
+            if part not in known:
+                what = f"{config.model_type} has no field '{path}' that can be set"
+                raise ValueError(f"{what}; {nearest(part, known)}")
+            place, holder = place[part], place
+        holder[name] = value
+        if name in MAPS:
+            holder.pop(MAPS[name], None)
+    return type(config).from_dict(settings)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The known name that is most like `name`, as a question, or all of them."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"one of: {', '.join(known)}"
 
 
 def count_classes(tensors: dict[str, torch.Tensor], source: str, config: Any) -> int:

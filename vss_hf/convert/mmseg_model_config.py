@@ -16,6 +16,7 @@ from vss_hf.modeling.configuration_pspnet import PSPNetConfig
 from vss_hf.modeling.configuration_segformer import SegFormerConfig
 from vss_hf.modeling.configuration_segmenter import SegmenterConfig, count_maps
 from vss_hf.modeling.configuration_semantic_fpn import SemanticFPNConfig
+from vss_hf.modeling.configuration_tmanet import TMANetConfig
 from vss_hf.modeling.configuration_upernet import UperNetConfig
 
 from .mmseg_config import backbone_config_from_mmseg, read_settings, refuse_unless, short_type
@@ -187,6 +188,20 @@ def segformer_config(head: Settings, auxiliary: Settings | None, backbone: PreTr
     refuse_unless("SegformerHead", given, interpolate_mode=("bilinear",), input_transform=(None, "multiple_select"))
     indices = [index % len(backbone.out_features) for index in given["in_index"]]
     return reading(SegFormerConfig, backbone, in_indices=indices, channels=given["channels"], **shared_fields(given))
+
+
+def tmanet_config(head: Settings, auxiliary: Settings | None, backbone: PreTrainedConfig) -> SegmenterConfig:
+    """TMANet's TMAHead, with or without an FCN head; the frames are those right before the labelled one."""
+    given = read_head(head, sequence_num=None, key_channels=None, value_channels=None)
+    return reading(
+        TMANetConfig,
+        backbone,
+        in_index=read_index("TMAHead", given, backbone),
+        frame_offsets=list(range(-given["sequence_num"], 0)),
+        **{name: given[name] for name in ("channels", "key_channels", "value_channels")},
+        **shared_fields(given),
+        **auxiliary_fields(auxiliary, given, backbone),
+    )
 
 
 def semantic_fpn_config(
@@ -386,4 +401,5 @@ HEADS = {
     "ASPPHead": deeplabv3_config,
     "DepthwiseSeparableASPPHead": deeplabv3plus_config,
     "SegformerHead": segformer_config,
+    "TMAHead": tmanet_config,
 }
