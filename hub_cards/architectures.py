@@ -58,15 +58,39 @@ ARCHITECTURES = {  # model type: name, paper
         'C. Yu, J. Wang, C. Peng, C. Gao, G. Yu, N. Sang, "BiSeNet: Bilateral Segmentation Network for Real-time '
         'Semantic Segmentation", ECCV 2018 (BiSeNet)',
     ),
+    "vss_tbn_vit": (
+        "TBN-ViT (temporal bilateral network)",
+        'B. Yan, L. Cao, H. Wang, "TBN-ViT: Temporal Bilateral Network with Vision Transformer for Video Scene '
+        'Parsing", 2021 (TBN-ViT)',
+    ),
+    "vss_st_ppm": (
+        "ST-PPM (spatial-temporal pyramid pooling)",
+        'J. Miao, Y. Wei, Y. Wu, C. Liang, G. Li, Y. Yang, "VSPW: A Large-scale Dataset for Video Scene Parsing in '
+        'the Wild", CVPR 2021 (TCB with spatial-temporal PPM)',
+    ),
+    "vss_tcb_ocr": (
+        "TCB-OCR (spatial-temporal object-contextual representations)",
+        'J. Miao, Y. Wei, Y. Wu, C. Liang, G. Li, Y. Yang, "VSPW: A Large-scale Dataset for Video Scene Parsing in '
+        'the Wild", CVPR 2021 (TCB with spatial-temporal OCR)',
+    ),
+    "vss_tmanet": (
+        "TMANet (temporal memory attention)",
+        'H. Wang, W. Wang, J. Liu, "Temporal Memory Attention for Video Semantic Segmentation", ICIP 2021 (TMANet)',
+    ),
     "vss_cascade_psp": (
         "CascadePSP",
         'H. K. Cheng, J. Chung, Y.-W. Tai, C.-K. Tang, "CascadePSP: Toward Class-Agnostic and Very High-Resolution '
         'Segmentation via Global and Local Refinement", CVPR 2020 (CascadePSP)',
     ),
+    "vss_video_swin": (
+        "Video Swin with a segmentation head",
+        'Z. Liu et al., "Video Swin Transformer", CVPR 2022, with the head of UperNet or OCRNet',
+    ),
 }
 BACKBONE_PAPERS = {
     "swin": 'Z. Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021 '
     "(backbone)",
+    "vss_swin3d": 'Z. Liu et al., "Video Swin Transformer", CVPR 2022 (backbone)',
     "convnext": 'Z. Liu et al., "A ConvNet for the 2020s", CVPR 2022 (backbone)',
     "vss_internimage": 'W. Wang et al., "InternImage: Exploring Large-Scale Vision Foundation Models with Deformable '
     'Convolutions", CVPR 2023 (backbone)',
@@ -93,6 +117,7 @@ class Published:
 
 
 BETTERTHING, USTC, DUT = "BetterThing 2021", "USTC 2021", "DUT 2023"  # VSPW 2021, 3rd and 5th; PVUW 2023, 3rd
+TBN_VIT = "TBN-ViT 2021"  # its ablation, crop 479
 SWIN_22K = "upernet_swin_base_patch4_window12_512x512_160k_ade20k_pretrain_384x384_22K_*.pth"
 PUBLISHED = {
     "ocrnet-resnet101": Published(
@@ -195,4 +220,8 @@ PUBLISHED = {
             "bisenetv1_r50-d32_in1k-pre_lr5e-3_4x4_512x512_160k_coco-stuff164k_*.pth",
         )
     ),
+    "bisenet-swin-large": Published((), ((TBN_VIT, "bilateral network", None, 45.73),)),
+    "tbn-vit-swin-large": Published((), ((TBN_VIT, "", None, 47.17), (TBN_VIT, "OHEM", None, 49.85))),
+    "st-ppm-resnet101": Published((), ((TBN_VIT, "baseline", None, 37.46),)),
+    "st-ppm-swin-large": Published((), ((TBN_VIT, "baseline on Swin-L", None, 43.63),)),
 }

@@ -41,7 +41,7 @@ SUMMARY_FIELDS = (
 )  # fmt: skip
 # Of what kind the entries are that the card reads, where there are any.
 CONFIG_KINDS = {"model_type": str, "id2label": dict, "backbone_config": dict, "in_indices": list}
-BACKBONE_KINDS = {"model_type": str, "backbone": str, "depths": list, "out_features": list, "patch_size": int}
+BACKBONE_KINDS = {"model_type": str, "backbone": str, "depths": list, "out_features": list}
 RUN_KINDS = {"dataset": str, "split": str, "train_split": str, "hardware": str, "versions": dict, "date": str}
 STATISTICS = ("running_mean", "running_var", "empty_weight")  # float tensors that are not learned
 KIND_WORDS = {str: "text", dict: "names with values", list: "a list", int: "a whole number"}
@@ -309,7 +309,10 @@ def _strides(config: Mapping[str, Any]) -> list[int]:
         return []
     if not stages or not indices or not all(type(i) is int and 0 <= i < len(stages) for i in indices):
         return []
-    return [backbone.get("patch_size", 4) * 2 ** (stages[index] - 1) for index in indices]
+    patch_size = backbone.get("patch_size", 4)
+    if not isinstance(patch_size, int):
+        return []
+    return [patch_size * 2 ** (stages[index] - 1) for index in indices]
 
 
 def count_parameters(folder: str | Path) -> int:

@@ -22,6 +22,9 @@ MODELS = {
 VIDEO_MODELS: dict[str, tuple[str, str, str]] = {
     "vss_st_ppm": ("st_ppm", "STPPMConfig", "STPPMForVideoSemanticSegmentation"),
     "vss_tcb_ocr": ("tcb_ocr", "TCBOCRConfig", "TCBOCRForVideoSemanticSegmentation"),
+    "vss_tbn_vit": ("tbn_vit", "TBNViTConfig", "TBNViTForVideoSemanticSegmentation"),
+    "vss_tmanet": ("tmanet", "TMANetConfig", "TMANetForVideoSemanticSegmentation"),
+    "vss_video_swin": ("video_swin", "VideoSwinConfig", "VideoSwinForVideoSemanticSegmentation"),
 }
 # They take images, and return feature maps for any of our models.
 BACKBONES: dict[str, tuple[str, str, str]] = {
@@ -31,9 +34,11 @@ BACKBONES: dict[str, tuple[str, str, str]] = {
     "vss_mit": ("segformer", "MiTConfig", "MiTBackbone"),
     "vss_volo": ("volo", "VOLOConfig", "VOLOBackbone"),
 }
+# They take clips, and return feature maps of the last frame for models that leave time to the backbone.
+CLIP_BACKBONES: dict[str, tuple[str, str, str]] = {"vss_swin3d": ("swin3d", "Swin3DConfig", "Swin3DBackbone")}
 # They take an image and masks of it.
 REFINERS: dict[str, tuple[str, str, str]] = {"vss_cascade_psp": ("cascade_psp", "CascadePSPConfig", "CascadePSPModel")}
-ALL = {**MODELS, **VIDEO_MODELS, **BACKBONES, **REFINERS}
+ALL = {**MODELS, **VIDEO_MODELS, **BACKBONES, **CLIP_BACKBONES, **REFINERS}
 
 
 def configuration_class(model_type: str) -> Any:

@@ -61,7 +61,8 @@ def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
     Args:
         backbone: what `build_backbone` returned.
         source: a folder or Hub id in transformers format; for a timm backbone, and for ours with timm's layers
-            (ResNet, HRNet, VOLO), timm's name (`resnet50c.gluon_in1k`, `hf-hub:user/model`) or a folder of timm's.
+            (ResNet, HRNet, VOLO), timm's name (`resnet50c.gluon_in1k`, `hf-hub:user/model`) or a folder of timm's. A
+            Video Swin takes a Swin for images, too.
 
     Returns:
         Names of tensors that keep their new weights, because the source has none or of another shape (the norms of
@@ -76,9 +77,13 @@ def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
     folder = Path(source.removeprefix("local-dir:"))  # timm's name for a folder
     if folder.is_dir():
         check_weight_files(folder)
-    if is_timm_source(backbone, source):
+    from_timm = is_timm_source(backbone, source)
+    if from_timm or hasattr(backbone, "pretrained_tensors"):
         with loading(source):
-            pretrained = timm_tensors(backbone, f"local-dir:{folder}" if folder.is_dir() else source)
+            if from_timm:
+                pretrained = timm_tensors(backbone, f"local-dir:{folder}" if folder.is_dir() else source)
+            else:
+                pretrained = backbone.pretrained_tensors(source)
         own = backbone.state_dict()
         fitting = {name: t for name, t in pretrained.items() if name in own and own[name].shape == t.shape}
         backbone.load_state_dict(fitting, strict=False)

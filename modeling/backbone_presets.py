@@ -1,11 +1,11 @@
 """Published backbone sizes by name, as plain fields that a `backbone_config` takes."""
 
-import re
 from typing import Any
 
 from .configuration_hrnet import HRNET_SIZES
 from .configuration_internimage import INTERNIMAGE_SIZES
 from .configuration_resnet import RESNET_SIZES
+from .configuration_swin3d import SWIN3D_SIZES
 from .configuration_volo import VOLO_SIZES
 
 
@@ -36,6 +36,7 @@ MIT = {
 # Shared by the sizes of a family.
 FAMILIES = {
     "swin": dict(window_size=7, drop_path_rate=0.3),
+    "swin3d": dict(model_type="vss_swin3d", patch_size=(2, 4, 4), window_size=(8, 7, 7)),  # Video Swin's classifiers
     "convnext": dict(drop_path_rate=0.4),
     "mit": dict(model_type="vss_mit"),
     "resnet": dict(model_type="vss_resnet"),
@@ -45,7 +46,7 @@ FAMILIES = {
 }
 SIZES: dict[str, dict[str, Any]] = {
     **{**SWIN, **CONVNEXT, **MIT},
-    **{**RESNET_SIZES, **HRNET_SIZES, **INTERNIMAGE_SIZES, **VOLO_SIZES},
+    **{**RESNET_SIZES, **HRNET_SIZES, **INTERNIMAGE_SIZES, **VOLO_SIZES, **SWIN3D_SIZES},
 }
 ALL_STAGES = ("stage1", "stage2", "stage3", "stage4")
 
@@ -62,14 +63,9 @@ def backbone_fields(name: str, **overrides: Any) -> dict[str, Any]:
     """
     if name not in known_backbones():
         raise ValueError(f"backbone '{name}' is not known; one of: {', '.join(known_backbones())}")
-    family = re.split(r"-|\d", name)[0]
-    return {
-        "model_type": family,
-        **FAMILIES[family],
-        "out_features": list(ALL_STAGES),
-        **{key: list(value) if isinstance(value, tuple) else value for key, value in SIZES[name].items()},
-        **overrides,
-    }
+    family = max((family for family in FAMILIES if name.startswith(family)), key=len)
+    fields = {"model_type": family, **FAMILIES[family], "out_features": ALL_STAGES, **SIZES[name]}
+    return {**{key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}, **overrides}
 
 
 def known_backbones() -> list[str]:

@@ -41,6 +41,14 @@ class SegmentationConfigMixin:
             check_class_names(value)
             self.label2id = {label: int(index) for index, label in value.items()}
 
+    def validate_backbone_input(self):
+        """Part of `@strict`: the backbone takes images, as it does in all models but one."""
+        if getattr(self.backbone_config, "takes_clips", False):
+            raise ValueError(
+                f"{type(self).__name__}.backbone_config: {self.backbone_config.model_type!r} takes whole clips, as "
+                "vss_video_swin has them; expected a backbone for images, e.g. swin or resnet"
+            )
+
     def validate_shared_fields(self):
         """Part of `@strict`: the fields that every model has."""
         check_backbone_depth(self)

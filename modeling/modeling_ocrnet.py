@@ -10,6 +10,8 @@ Papers: see configuration_ocrnet.py. The layers reproduce mmsegmentation's FCNHe
 other scales discard the context). Letters: B batch, K num_labels, C channels, h and w the head's map.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -104,16 +106,7 @@ class OCRNetForSemanticSegmentation(SegmenterModel):
         if config.neck == "unet":
             self.neck = UNetNeck(channels, config.neck_channels, config.neck_out_stride, config.align_corners)
             channels = coarse_channels = [self.neck.out_channels]
-        assert config.num_labels is not None  # id2label has a default
-        self.coarse_head = FCNHead(
-            sum(coarse_channels),
-            config.coarse_channels or sum(coarse_channels),
-            config.num_labels,
-            num_convs=config.coarse_num_convs,
-            kernel_size=config.coarse_kernel_size,
-            dropout=config.classifier_dropout,
-        )
-        self.decode_head = OCRHead(config, sum(channels))
+        self.coarse_head, self.decode_head = ocr_heads(config, sum(channels), sum(coarse_channels))
         self.post_init()
 
     def decode(
@@ -130,10 +123,34 @@ class OCRNetForSemanticSegmentation(SegmenterModel):
         if self.neck is not None:
             feature_maps = [self.neck([feature_maps[i] for i in in_indices])]
             in_indices = coarse_in_indices = [0]
-        coarse_features = resize_concat([feature_maps[i] for i in coarse_in_indices], self.config.align_corners)
-        if in_indices == coarse_in_indices:
-            return coarse_features, coarse_features
-        return resize_concat([feature_maps[i] for i in in_indices], self.config.align_corners), coarse_features
+        return read_maps(feature_maps, in_indices, coarse_in_indices, self.config.align_corners)
+
+
+def ocr_heads(config: OCRNetConfig, in_channels: int, coarse_in_channels: int) -> tuple[FCNHead, OCRHead]:
+    """The coarse head and the OCR head, on features of these widths."""
+    assert config.num_labels is not None  # id2label has a default
+    coarse_head = FCNHead(
+        coarse_in_channels,
+        config.coarse_channels or coarse_in_channels,
+        config.num_labels,
+        num_convs=config.coarse_num_convs,
+        kernel_size=config.coarse_kernel_size,
+        dropout=config.classifier_dropout,
+    )
+    return coarse_head, OCRHead(config, in_channels)
+
+
+def read_maps(
+    feature_maps: list[torch.Tensor],
+    in_indices: Sequence[int],
+    coarse_in_indices: Sequence[int],
+    align_corners: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The chosen maps, resized and concatenated, for the OCR head and the coarse head."""
+    coarse_features = resize_concat([feature_maps[i] for i in coarse_in_indices], align_corners)
+    if in_indices == coarse_in_indices:
+        return coarse_features, coarse_features
+    return resize_concat([feature_maps[i] for i in in_indices], align_corners), coarse_features
 
 
 __all__ = ["OCRNetForSemanticSegmentation"]

@@ -54,17 +54,7 @@ class UperNetForSemanticSegmentation(SegmenterModel):
 
     def __init__(self, config: UperNetConfig):
         super().__init__(config)
-        channels = self.backbone.channels
-        self.decode_head = UperNetHead(config, in_channels=channels)
-        self.decode_head.align_corners = config.align_corners
-        self.decode_head.psp_modules.align_corners = config.align_corners
-        self.auxiliary_head = None
-        if config.use_auxiliary_head:
-            check_auxiliary_channels(config, channels)
-            self.auxiliary_head = UperNetFCNHead(config, in_channels=channels, in_index=config.auxiliary_in_index)
-        for head in (self.decode_head, self.auxiliary_head):
-            if head is not None:
-                adapt_head(head, config)
+        self.decode_head, self.auxiliary_head = upernet_heads(config, self.backbone.channels)
         self.post_init()
 
     def decode(
@@ -74,6 +64,20 @@ class UperNetForSemanticSegmentation(SegmenterModel):
         if self.auxiliary_head is None or not with_auxiliary_logits:
             return logits, ()
         return logits, (self.auxiliary_head(feature_maps),)
+
+
+def upernet_heads(config: UperNetConfig, channels: list[int]) -> tuple[UperNetHead, UperNetFCNHead | None]:
+    """The decode head and the auxiliary head, if there is one, on maps of these widths."""
+    decode_head, auxiliary_head = UperNetHead(config, in_channels=channels), None
+    decode_head.align_corners = config.align_corners
+    decode_head.psp_modules.align_corners = config.align_corners
+    if config.use_auxiliary_head:
+        check_auxiliary_channels(config, channels)
+        auxiliary_head = UperNetFCNHead(config, in_channels=channels, in_index=config.auxiliary_in_index)
+    for head in (decode_head, auxiliary_head):
+        if head is not None:
+            adapt_head(head, config)
+    return decode_head, auxiliary_head
 
 
 def adapt_head(head: Any, config: UperNetConfig) -> None:

@@ -12,7 +12,7 @@ from numpy._core import multiarray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from . import bisenet, cascade_psp, detectron2, mmseg_heads, vspw_clip, vspw_heads
+from . import bisenet, cascade_psp, detectron2, mmseg_heads, tmanet, vspw_clip, vspw_heads
 from .convnext import facebook_convnext_table, mmseg_convnext_table
 from .hrnet import HRNET
 from .internimage import internimage_table, mmseg_internimage_table
@@ -21,6 +21,7 @@ from .mmseg_mask2former import mmseg_mask2former_table
 from .resnet import CSAIL_RESNET, MMSEG_RESNET, TIMM_RESNET, TORCHVISION_RESNET
 from .swin import microsoft_swin_table, mmseg_swin_table
 from .tables import Renamed, Table, joined, reason_to_keep, rename, under
+from .video_swin import TORCHVISION_SWIN3D, video_swin_table
 from .volo import volo_table
 
 
@@ -46,6 +47,7 @@ BACKBONE_TABLES: dict[tuple[str, str], Callable[[Any], Table]] = {
     ("mmseg", "convnext"): mmseg_convnext_table,
     ("facebook", "convnext"): facebook_convnext_table,
     ("mmseg", "vss_resnet"): lambda config: MMSEG_RESNET,
+    ("tmanet", "vss_resnet"): lambda config: MMSEG_RESNET,
     ("vspw_baseline", "vss_resnet"): lambda config: CSAIL_RESNET,
     ("torchvision", "vss_resnet"): lambda config: TORCHVISION_RESNET,
     ("timm", "vss_resnet"): lambda config: TIMM_RESNET,
@@ -56,6 +58,8 @@ BACKBONE_TABLES: dict[tuple[str, str], Callable[[Any], Table]] = {
     ("volo", "vss_volo"): volo_table,
     ("timm", "vss_volo"): volo_table,
     ("internimage", "vss_internimage"): internimage_table,
+    ("torchvision", "vss_swin3d"): lambda config: TORCHVISION_SWIN3D,
+    ("video_swin", "vss_swin3d"): video_swin_table,
     ("detectron2", "swin"): detectron2.swin_table,
     ("detectron2", "maskformer-swin"): detectron2.maskformer_swin_table,
     ("detectron2", "vss_resnet"): detectron2.resnet_table,
@@ -72,6 +76,9 @@ HEAD_TABLES: dict[tuple[str, str], Callable[[Any], Table]] = {
     ("mmseg", "vss_segformer"): lambda config: mmseg_heads.SEGFORMER,
     ("mmseg", "vss_semantic_fpn"): lambda config: mmseg_heads.SEMANTIC_FPN,
     ("mmseg", "vss_bisenet"): lambda config: bisenet.BISENET,
+    ("mmseg", "vss_tbn_vit"): lambda config: bisenet.TBN_VIT,
+    ("mmseg", "vss_tmanet"): lambda config: tmanet.TMANET,
+    ("tmanet", "vss_tmanet"): lambda config: tmanet.TMANET,
     ("cascadepsp", "vss_cascade_psp"): lambda config: cascade_psp.CASCADE_PSP,
     ("vspw_baseline", "vss_pspnet"): lambda config: vspw_heads.PSPNET,
     ("vspw_baseline", "vss_ocrnet"): lambda config: vspw_heads.OCRNET,
@@ -89,7 +96,7 @@ PREFIXES = {
     ("vspw_baseline", "vss_ocrnet"): r"encoder\.",
     ("vspw_baseline", "vss_st_ppm"): r"encoder\.",
     ("vspw_baseline", "vss_tcb_ocr"): r"encoder\.",
-    ("mmseg", "vss_bisenet"): bisenet.RESNET_PREFIX,
+    **dict.fromkeys([("mmseg", "vss_bisenet"), ("mmseg", "vss_tbn_vit")], bisenet.RESNET_PREFIX),
     ("cascadepsp", "vss_cascade_psp"): cascade_psp.RESNET_PREFIX,
 }
 WRAPPERS = ("state_dict", "model", "state_dict_ema")  # where checkpoints keep their tensors
