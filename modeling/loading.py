@@ -13,12 +13,52 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import CONFIG_MAPPING
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    PreTrainedConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import logging
+
+from .architectures import VIDEO_MODELS
 
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def load_segmentation_model(source: str | Path, **settings: Any) -> Any:
+    """An image or video model, loaded by `load_strictly` with the Auto class that knows it."""
+    return load_strictly(auto_class(source, **settings), source, **settings)
+
+
+def auto_class(source: str | Path, revision: str | None = None, **settings: Any) -> Any:
+    """The Auto class for the model in a folder or Hub repo.
+
+    Returns:
+        AutoModel for a video model, AutoModelForUniversalSegmentation for transformers' own mask models, otherwise
+        AutoModelForSemanticSegmentation.
+    """
+    config: dict[str, Any] = {}
+    if (Path(source) / "config.json").is_file():
+        config = read_json(Path(source) / "config.json")
+    elif is_hub_id(source):
+        with loading(source):
+            config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    model_type = str(config.get("model_type"))
+    if model_type in VIDEO_MODELS:
+        return AutoModel
+    if model_type in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES:
+        return AutoModelForUniversalSegmentation
+    return AutoModelForSemanticSegmentation
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether `source` is no folder and looks like user/name."""
+    return not Path(source).exists() and str(source).count("/") == 1 and str(source)[:1] not in "./"
 
 
 def load_strictly(model_class: Any, source: str | Path, *, new: tuple[str, ...] = (), **settings: Any) -> Any:
@@ -38,12 +78,11 @@ def load_strictly(model_class: Any, source: str | Path, *, new: tuple[str, ...] 
         ValueError: a file is damaged, pickled, or does not fit the others; the message names it.
     """
     folder = Path(source)
-    looks_like_hub_id = str(source).count("/") == 1 and str(source)[:1] not in "./"
     stored: dict[str, str] = {}
     if folder.is_dir():
         check_config(folder)
         stored = check_weight_files(folder)
-    elif folder.exists() or not looks_like_hub_id:
+    elif not is_hub_id(source):
         raise FileNotFoundError(f"{source}: no such model folder (and not a Hub id of the form user/name)")
     with loading(source):
         model, report = model_class.from_pretrained(

@@ -9,8 +9,18 @@ import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
-from .modeling.architectures import ALL, BACKBONES, MODELS, REFINERS, VIDEO_MODELS, configuration_class, model_class
+from .modeling.architectures import (
+    ALL,
+    BACKBONES,
+    CLIP_BACKBONES,
+    MODELS,
+    REFINERS,
+    VIDEO_MODELS,
+    configuration_class,
+    model_class,
+)
 
 
 def register_configurations() -> None:
@@ -28,7 +38,7 @@ def register_models() -> None:
     for model_type in MODELS:
         for auto_class in (AutoModel, AutoModelForSemanticSegmentation):
             auto_class.register(configuration_class(model_type), model_class(model_type), exist_ok=True)
-    for model_type in BACKBONES:
+    for model_type in (*BACKBONES, *CLIP_BACKBONES):
         AutoBackbone.register(configuration_class(model_type), model_class(model_type), exist_ok=True)
     for model_type in (*VIDEO_MODELS, *REFINERS):
         AutoModel.register(configuration_class(model_type), model_class(model_type), exist_ok=True)
@@ -41,9 +51,24 @@ def register_image_processors() -> None:
     from vss_hf.modeling.image_processing_vss import VSSImageProcessor, VSSImageProcessorPil
 
     backends = {"torchvision": VSSImageProcessor, "pil": VSSImageProcessorPil}
-    for model_type in MODELS:
+    for model_type in (*MODELS, *VIDEO_MODELS):
         config_class = configuration_class(model_type)
         AutoImageProcessor.register(config_class, image_processor_classes=backends, exist_ok=True)
+
+
+def register_pipelines() -> None:
+    """`pipeline("video-semantic-segmentation")` exists."""
+    from transformers.models.auto import modeling_auto as auto
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    from vss_hf.inference.pipeline import TASK, VideoSemanticSegmentationPipeline
+
+    # In this order: AutoModel, the one for video models, would load other models without their heads.
+    loaders: Any = (auto.AutoModelForSemanticSegmentation, auto.AutoModelForUniversalSegmentation, auto.AutoModel)
+    pipeline_class: Any = VideoSemanticSegmentationPipeline
+    PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class, pt_model=loaders, type="video")
+    # By this note save_pretrained would copy our code into the folder, which then asks for trust_remote_code.
+    del pipeline_class._registered_impl
 
 
 # Where transformers keeps each kind of Auto class, and the registration with it.
@@ -51,9 +76,10 @@ REGISTRATIONS = {
     "transformers.models.auto.configuration_auto": register_configurations,
     "transformers.models.auto.modeling_auto": register_models,
     "transformers.models.auto.image_processing_auto": register_image_processors,
+    "transformers.pipelines": register_pipelines,
 }
-# What our models import, and with what the Auto classes may come.
-WATCHED = ("vss_hf.modeling.", "transformers.")
+# What our models import, and with what the Auto classes and the pipelines may come.
+WATCHED = ("vss_hf.modeling.", "vss_hf.inference.", "transformers.")
 
 
 class RegisterOnImport(MetaPathFinder, Loader):

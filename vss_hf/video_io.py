@@ -1,181 +1,116 @@
-"""Reading frames from video files, folders and pictures, and writing video files (PyAV)."""
+"""Reading frames from video files, folders, pictures, arrays and cameras (PyAV)."""
 
-import functools
 import re
+import sys
+import time
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
-from fractions import Fraction
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
+import torch
 from av.container import InputContainer
-from av.error import FFmpegError
+from av.device import enumerate_input_devices
+from av.error import BlockingIOError, FFmpegError
+from av.stream import Disposition
 from PIL import Image, ImageOps
 
-from vss_hf.files import replacing
+from .video_writer import VideoWriter as VideoWriter  # reading and writing have one door
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".avi": "avi"}  # those that take both h264 and mpeg4
-VIDEO_OUT_SUFFIXES = tuple(CONTAINERS)
+USUAL_RATE = 25.0  # where a video says neither its rate nor when a frame is shown
+SECONDS_MISSING = 0.5  # by which a video may be shorter than it announces
 
 
-def read_frames(source: str | Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Frames of a video file, of a folder of pictures, or one picture, in order; one is in memory at a time.
+class Frame(NamedTuple):
+    """One frame of a video.
 
-    Rotation metadata (phones) is applied, so the frames are upright.
+    Args:
+        name: the picture's stem, or the frame's position in the video as eight digits.
+        image: uint8 (H, W, 3) RGB, upright.
+        time: seconds since the first frame; None where there is no clock (pictures, arrays, raw streams).
+    """
+
+    name: str
+    image: np.ndarray
+    time: float | None
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """The frames of one video, read when they are asked for; one is in memory at a time.
+
+    Args:
+        name: of the video.
+        length: number of frames; None where it is not known beforehand.
+        rate: frames per second, on average; None where there is no clock.
+        read: begins to read, at the first frame; an iterator of arrays goes on where it stands.
+        live: the frames come when they come (a camera): whoever is slower leaves some out.
+    """
+
+    name: str
+    length: int | None
+    rate: float | None
+    read: Callable[[], Iterator[Frame]]
+    live: bool = False
+
+    def __iter__(self) -> Generator[Frame, None, None]:
+        yield from self.read()
+
+
+def open_source(source: Any) -> FrameSource:
+    """The frames of a video file, a folder of pictures, a picture, arrays or a camera.
 
     Args:
         source: a video file; a folder, whose pictures are taken in natural order ("frame2" before "frame10", dotfiles
-            skipped); or a picture.
+            skipped); the folder of a video in VSPW layout, whose `origin/` holds the pictures; a picture; the number
+            of a camera, from 0; an iterable of frames, each a uint8 (H, W, 3) array or (3, H, W) tensor, RGB; or
+            a `FrameSource`, which is returned as it is.
 
     Returns:
-        An iterator of `(name, frame)`. The name is the picture's stem, or the frame's position in the video as eight
-        digits; frame: uint8 (H, W, 3) RGB.
+        Its frames. The frames of one video may differ in size. Times ascend: where those of a file do not, one
+        RuntimeWarning says so, and the frames concerned follow each other at the average rate. Rotation metadata
+        (phones) is applied.
 
     Raises:
-        FileNotFoundError: if there is nothing at `source`.
-        ValueError: for a folder without pictures, two pictures of one stem, or a file that is neither a video nor a
-            picture. A picture or frame that cannot be decoded raises when the iteration comes to it.
+        FileNotFoundError: there is nothing at `source`, or no such camera.
+        ValueError: a folder without pictures, two pictures of one stem, or a file that is neither a video nor a
+            picture. What cannot be decoded, and a frame of another shape, raise when the iteration comes to it.
     """
-    source = existing(source)
-    if source.is_dir():
-        return _read_pictures(list_images(source))
-    if source.suffix.lower() in IMAGE_SUFFIXES:
-        return _read_pictures([source])
-    _open_video(source).close()  # a wrong file is reported now, not at the first frame
-    return _read_video(source)
+    if isinstance(source, FrameSource):
+        return source
+    if isinstance(source, int):
+        return _open_camera(source)
+    if isinstance(source, (str, Path)):
+        path = existing(source)
+        return _open_folder(path) if path.is_dir() else _open_file(path)
+    if not isinstance(source, Iterable):
+        raise ValueError(
+            f"a {type(source).__name__} is no source of frames: expected a file, a folder, arrays or the number of a "
+            "camera"
+        )
+    length = len(source) if hasattr(source, "__len__") else None  # type: ignore[arg-type]
+    return FrameSource("frames", length, None, lambda: _read_arrays(source))
 
 
-def frame_rate(source: str | Path) -> float | None:
-    """Frames per second of a video file (its average, where it varies); None for pictures, which have no rate.
-
-    Args:
-        source: as in `read_frames`.
-
-    Raises:
-        FileNotFoundError: if there is nothing at `source`.
-        ValueError: if it is neither a video nor a picture, or a video that does not say its rate.
-    """
-    source = existing(source)
-    if source.is_dir() or source.suffix.lower() in IMAGE_SUFFIXES:
-        return None
-    with _open_video(source) as container:
-        stream = container.streams.video[0]
-        rate = stream.average_rate or stream.guessed_rate
-    if not rate:
-        raise ValueError(f"{source} does not say how many frames per second it has")
-    return float(rate)
+def read_frames(source: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """`(name, image)` of every frame of a source; see `open_source` for what it takes and raises."""
+    return ((frame.name, frame.image) for frame in open_source(source))
 
 
-class VideoWriter:
-    """Writes RGB frames to a video file: h264, or mpeg4 (with one warning) where PyAV was built without x264.
-
-    The frames go to `<path>.part`, which gets its final name when the `with` block ends
-    without an error; so a half-written file is never found under the final name, and an older one survives a failure.
-
-    Args:
-        path: where to write; ends in .mp4, .mov, .mkv or .avi. Missing folders are made.
-        fps: frames per second, above 0.
-        size: (height, width) of every frame in pixels. The encoders need even numbers: the last row or column of an
-            odd size is repeated once in the file.
-
-    Raises:
-        ValueError: for another suffix, rate or size; and by `write` for a frame of another shape or dtype.
-
-    Example:
-        >>> with VideoWriter("out.mp4", fps=15, size=(480, 853)) as writer:  # doctest: +SKIP
-        ...     writer.write(frame)
-    """
-
-    def __init__(self, path: str | Path, fps: float, size: tuple[int, int]):
-        self.path = Path(path)
-        if self.path.suffix.lower() not in VIDEO_OUT_SUFFIXES:
-            raise ValueError(f"cannot write a video to {self.path}: expected a name in {' '.join(VIDEO_OUT_SUFFIXES)}")
-        if not fps > 0:
-            raise ValueError(f"fps={fps}: expected a number of frames per second above 0")
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size={tuple(size)}: expected (height, width), both at least 1")
-        self.height, self.width = size
-        self.frames_written = 0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = ExitStack()
-        self._partial = self._file.enter_context(replacing(self.path))
-        # The index at the front lets browsers play before the whole file is there.
-        fast_start = {"movflags": "+faststart"} if self.path.suffix.lower() in (".mp4", ".mov") else {}
-        container = CONTAINERS[self.path.suffix.lower()]
-        self._container = av.open(str(self._partial), "w", format=container, options=fast_start)
-        name, options = video_encoder()
-        rate = Fraction(fps).limit_denominator(1001)  # 29.97 is 30000/1001
-        self._stream: Any = self._container.add_stream(name, rate=rate, options=options)
-        self._stream.height, self._stream.width = self.height + self.height % 2, self.width + self.width % 2
-        self._stream.pix_fmt = "yuv420p"  # what every player shows
-
-    def __enter__(self) -> "VideoWriter":
-        return self
-
-    def __exit__(self, error_type, error, traceback) -> None:
-        if error_type is None:
-            self.close()
-        else:
-            self._stop()
-            self._file.__exit__(error_type, error, traceback)  # removes the file, and words the error of a full disk
-
-    def write(self, frame: np.ndarray) -> None:
-        """Append one frame: uint8 (height, width, 3) RGB."""
-        frame = np.asarray(frame)
-        expected = (self.height, self.width, 3)
-        if frame.shape != expected or frame.dtype != np.uint8:
-            raise ValueError(
-                f"frame {self.frames_written} of {self.path} is {frame.dtype} {frame.shape}: expected uint8 {expected}"
-            )
-        even = np.pad(frame, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
-        picture.pts = self.frames_written  # the encoder's clock ticks once a frame
-        self._container.mux(self._stream.encode(picture))
-        self.frames_written += 1
-
-    def close(self) -> None:
-        """Finish the file and give it its final name.
-
-        Raises:
-            ValueError: if no frame was written; nothing is left behind then.
-        """
-        if self.frames_written == 0:
-            self.discard()
-            raise ValueError(f"no frame was written to {self.path}: a video needs at least one")
-        try:
-            self._container.mux(self._stream.encode())
-            self._container.close()
-        except FFmpegError as error:
-            self.__exit__(type(error), error, error.__traceback__)
-            raise
-        self._file.close()
-
-    def discard(self) -> None:
-        """Stop and remove the temporary file; what was at `path` before stays as it was."""
-        self._stop()
-        self._partial.unlink(missing_ok=True)
-
-    def _stop(self) -> None:
-        with suppress(FFmpegError):  # a full disk again, but nobody wants this file any more
-            self._container.close()
+# --- pictures
 
 
-@functools.cache  # so that the warning comes once
-def video_encoder() -> tuple[str, dict[str, str]]:
-    """Name and options of the encoder that `VideoWriter` uses on this machine."""
-    if "libx264" in av.codecs_available:
-        return "libx264", {"crf": "18", "preset": "fast"}  # crf 18: hard to tell from the original by eye
-    warnings.warn(
-        "PyAV was built without libx264: videos are written as mpeg4, which is larger and which browsers do not play",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-    return "mpeg4", {"qscale": "3"}
+def _open_folder(path: Path) -> FrameSource:
+    folder = path / "origin" if (path / "origin").is_dir() else path
+    images = list_images(folder)
+    place = folder.resolve()
+    name = place.parent.name if place.name == "origin" else place.name  # VSPW's layout
+    return FrameSource(name, len(images), None, lambda: _read_pictures(images))
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -213,13 +148,44 @@ def existing(source: str | Path) -> Path:
     return source
 
 
-def _read_pictures(paths: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
+def _read_pictures(paths: list[Path]) -> Iterator[Frame]:
     from vss_hf.data.vspw import naming_damage  # here, because it brings `datasets` along
 
     for path in paths:
         with naming_damage(path), Image.open(path) as picture:
-            frame = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-        yield path.stem, frame  # (H, W, 3)
+            image = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+        yield Frame(path.stem, image, None)
+
+
+# --- arrays
+
+
+def _read_arrays(arrays: Iterable[Any]) -> Iterator[Frame]:
+    for number, array in enumerate(arrays):
+        yield Frame(f"{number:08d}", _as_image(array, number), None)
+
+
+def _as_image(array: Any, number: int) -> np.ndarray:
+    """A frame as uint8 (H, W, 3)."""
+    image = array.movedim(0, -1).cpu().numpy() if isinstance(array, torch.Tensor) and array.ndim == 3 else array
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        found = f"{array.dtype} {tuple(array.shape)}" if hasattr(array, "dtype") else type(array).__name__
+        raise ValueError(
+            f"frame {number} is {found}: expected a uint8 (height, width, 3) array or (3, height, width) tensor, RGB"
+        )
+    return image
+
+
+# --- video files
+
+
+def _open_file(path: Path) -> FrameSource:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return FrameSource(path.stem, 1, None, lambda: _read_pictures([path]))
+    with _open_video(path) as container:  # a wrong file is reported now, not at the first frame
+        stream = video_stream(container)
+        length, rate = stream.frames or None, stream.average_rate or stream.guessed_rate
+    return FrameSource(path.stem, length, float(rate) if rate else None, lambda: _read_video(path))
 
 
 def _open_video(path: Path) -> InputContainer:
@@ -228,30 +194,126 @@ def _open_video(path: Path) -> InputContainer:
     except FFmpegError as error:
         raise ValueError(f"{path} is not a video that can be read: {error.strerror}") from error
     # FFmpeg "plays" text files (its tty format) as pictures of letters.
-    if not container.streams.video or container.format.name == "tty":
+    if video_stream(container) is None or container.format.name == "tty":
         container.close()
         raise ValueError(f"{path} is not a video: it has no video stream")
     return container
 
 
-def _read_video(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    count = 0
+def video_stream(container: InputContainer) -> Any:
+    """The first video stream that is not the cover picture of a sound file; None without any."""
+    streams = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
+    return next(streams, None)
+
+
+def _read_video(path: Path) -> Iterator[Frame]:
+    count, end = 0, 0.0
     with _open_video(path) as container:
-        promised = container.streams.video[0].frames  # 0 where the container does not say
-        container.streams.video[0].thread_type = "AUTO"
+        stream = video_stream(container)
+        stream.thread_type = "AUTO"
         try:
-            for picture in container.decode(video=0):
-                frame = picture.to_ndarray(format="rgb24")  # (H, W, 3)
-                # The display matrix says how far to turn counter-clockwise, and so does rot90.
-                yield f"{count:08d}", np.ascontiguousarray(np.rot90(frame, picture.rotation // 90))
+            for frame, duration in _timed(container.decode(stream), stream, str(path)):
+                yield frame
                 count += 1
+                end = (frame.time or 0.0) + duration
         except FFmpegError as error:
             raise ValueError(f"{path} breaks off: after {count} frames, {error.strerror}") from error
-    if count == 0:
-        raise ValueError(f"{path} is a video without a single frame")
-    if count < promised:
-        warnings.warn(
-            f"{path} announces {promised} frames but holds {count}: it may have been cut off",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        if count == 0:
+            raise ValueError(f"{path} is a video without a single frame")
+        announced = _announced_seconds(container, stream)
+        if count < stream.frames:
+            found = f"{stream.frames} frames but holds {count}"
+        elif end and end + SECONDS_MISSING < announced:
+            found = f"{announced:.1f} seconds but ends after {end:.1f}"
+        else:
+            return
+    warnings.warn(f"{path} announces {found}: it may have been cut off", RuntimeWarning, stacklevel=2)
+
+
+def _announced_seconds(container: InputContainer, stream: Any) -> float:
+    """The length of a video by its header, for files that do not count their frames; 0: nothing to go by."""
+    if stream.frames or len(container.streams) > 1 or container.duration is None:
+        return 0.0  # sound may go on when the pictures have ended
+    return container.duration / av.time_base
+
+
+def _timed(pictures: Iterator[av.VideoFrame], stream: Any, place: str) -> Iterator[tuple[Frame, float]]:
+    """Decoded pictures as frames whose times begin at 0 and ascend; and how long each is shown, in seconds."""
+    rate = float(stream.average_rate or stream.guessed_rate or USUAL_RATE)
+    first = seconds = None
+    warned = False
+    for number, picture in enumerate(pictures):
+        # An AVI file has a rate and no times; those that FFmpeg makes up are out of order where frames were reordered.
+        stamp = number / rate if stream.container.format.name == "avi" else picture.time
+        if number == 0:
+            first, seconds = stamp, None if stamp is None else 0.0
+        elif first is not None and seconds is not None:
+            before, seconds = seconds, seconds if stamp is None else stamp - first
+            if seconds <= before:
+                if not warned:
+                    warnings.warn(
+                        f"{place}: frame {number} has time {seconds:.3f} after {before:.3f} seconds; from here on, "
+                        f"such frames follow each other at {rate:.3g} frames per second",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+                warned, seconds = True, before + 1 / rate
+        image = picture.to_ndarray(format="rgb24")  # (H, W, 3)
+        # The display matrix says how far to turn counter-clockwise, and so does rot90.
+        image = np.ascontiguousarray(np.rot90(image, picture.rotation // 90))
+        yield Frame(f"{number:08d}", image, seconds), float((picture.duration or 0) * (picture.time_base or 0))
+
+
+# --- cameras
+
+
+def _open_camera(number: int) -> FrameSource:
+    with _camera(number) as container:  # a camera that is not there is reported now
+        stream = video_stream(container)
+        rate = stream.average_rate or stream.guessed_rate
+    return FrameSource(f"camera{number}", None, float(rate) if rate else None, lambda: _read_camera(number), live=True)
+
+
+def camera_address(number: int) -> tuple[str, str, dict[str, str]]:
+    """How FFmpeg reaches a camera on this system: format, name, options."""
+    if sys.platform == "darwin":
+        return "avfoundation", str(number), {"framerate": "30"}  # its own default, 29.97, is one that no camera has
+    if sys.platform == "win32":
+        devices = enumerate_input_devices("dshow")
+        names = [device.name for device in devices if "video" in device.media_types]
+        if number >= len(names):
+            raise FileNotFoundError(f"no camera {number}: this machine has {len(names)}")
+        return "dshow", f"video={names[number]}", {}
+    return "v4l2", f"/dev/video{number}", {}
+
+
+def _camera(number: int) -> InputContainer:
+    if number < 0:
+        raise ValueError(f"camera {number}: cameras are counted from 0")
+    kind, address, options = camera_address(number)
+    try:
+        return av.open(address, format=kind, options=options)
+    except (FFmpegError, ValueError) as error:  # ValueError: FFmpeg was built without this kind of input
+        raise FileNotFoundError(
+            f"no camera {number} ({address} through {kind}): {getattr(error, 'strerror', None) or error}; expected "
+            "the number of a camera that no other program uses"
+        ) from error
+
+
+def _read_camera(number: int) -> Iterator[Frame]:
+    with _camera(number) as container:
+        stream = video_stream(container)
+        try:
+            for frame, _ in _timed(_camera_pictures(container, stream), stream, f"camera {number}"):
+                yield frame
+        except FFmpegError as error:
+            raise ValueError(f"camera {number} stopped: {error.strerror}") from error
+
+
+def _camera_pictures(container: InputContainer, stream: Any) -> Iterator[av.VideoFrame]:
+    while True:
+        try:
+            yield from container.decode(stream)
+            return
+        except BlockingIOError:  # macOS answers so until the next picture is there
+            time.sleep(0.005)

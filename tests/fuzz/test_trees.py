@@ -63,6 +63,9 @@ class Blind:
         self.names = list(names)
         self.model = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(name_or_path="blind"))
 
+    def reset(self):
+        pass
+
     def label_batch(self, frames):
         return [np.zeros(frame.shape[:2], np.uint8) for frame in frames]
 

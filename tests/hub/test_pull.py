@@ -37,6 +37,7 @@ def test_from_pretrained(hub, folder):
     assert found["main"] == [0, 0]
     assert found["branch"] == pytest.approx([1, 1]) and found["pull request"] == pytest.approx([2, 2])
     assert found["same labels"] and found["same processor"]
+    assert found["video model"] == "STPPMForVideoSemanticSegmentation"
     assert "nowhere is not a valid git identifier" in found["no such branch"]
     assert "make sure to pass a token" in found["no token"]
     assert all(r.authorization is None for r in hub.seen("GET /storage/"))  # another host

@@ -48,6 +48,7 @@ def main(folder: Path) -> None:
             settings = dict(zip(("protocol", "vc_protocol"), protocols, strict=True))
             found["/".join(protocols)] = evaluate_model(segmenter, root, batch_size=4, num_workers=1, **settings)
         found["few"] = evaluate_model(segmenter, few)
+        found["video model"] = evaluate_model(VideoSegmenter.from_pretrained(folder / "video_model", device), root)
         shown: list[int] = []
         found["predict"] = predict(
             segmenter,

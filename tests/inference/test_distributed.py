@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_evaluate_video_models import write_video_model
 
 from vss_hf.inference import processes
 from vss_hf.inference.evaluation import evaluate_model, score_predictions
@@ -116,6 +117,7 @@ def torchrun(world: int, *words: str | Path) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def found(request, folder, model):
     """What each of several processes found."""
+    write_video_model(folder / "video_model")
     done = torchrun(request.param, evaluate_together.__file__, folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(request.param)]
@@ -208,6 +210,12 @@ def test_more_processes_than_videos(found, folder, segmenter):
     assert all(numbers(one["few"]) == alone for one in found) and alone["videos"] == 1
 
 
+def test_evaluation_of_a_video_model(found, folder, segmenter):
+    """Its memory goes through whole videos, whoever takes them. `segmenter` sees to the number of threads."""
+    alone = numbers(evaluate_model(VideoSegmenter.from_pretrained(folder / "video_model", "cpu"), folder / "root"))
+    assert all(numbers(one["video model"]) == alone for one in found) and alone["mean_iou"] > 0
+
+
 def test_batches_do_not_depend_on_the_sharing(folder, segmenter, monkeypatch):
     """Frames of two videos never run together: on another process they could not, and the last bits would change."""
     sizes = []
@@ -235,7 +243,8 @@ def test_prediction(found, folder, segmenter, tmp_path):
     wanted = [str(folder / Path(path).relative_to(tmp_path)) for path in alone["files"]]
     assert [Path(path).name for path in wanted] == [*(f"{name}_overlay.mp4" for name in VIDEOS), "submission.zip"]
     for one in found:
-        assert one["predict"] == {**alone, "files": wanted}
+        assert numbers(one["predict"]) == {**numbers(alone), "files": wanted}
+        assert one["predict"] == found[0]["predict"] and one["predict"]["frames_per_second"] > 0
         assert one["one image"]["frames"] == 1 and one["one image"] == found[0]["one image"]
     shown = [one["progress"] for one in found]
     assert not any(shown[1:]) and 0 < len(shown[0]) < len(VIDEOS)  # bars on the first process only

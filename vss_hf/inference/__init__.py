@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from .prediction import predict as predict
     from .scores import semantic_labels as semantic_labels
     from .scores import semantic_scores as semantic_scores
+    from .segmenter import SegmentedFrame as SegmentedFrame
     from .segmenter import VideoSegmenter as VideoSegmenter
 
 _HOME = {
+    "SegmentedFrame": "segmenter",
     "VideoSegmenter": "segmenter",
     "evaluate_model": "evaluation",
     "predict": "prediction",

@@ -21,6 +21,7 @@ from vss_hf.data.vspw import VSPWVideo, read_image, read_mask, scan_split
 from vss_hf.data.workers import end_with_parent
 from vss_hf.metrics import ConfusionMatrix, VideoConsistency, sum_over_processes
 
+from .batches import runs
 from .processes import check_same_everywhere, failing_together, is_first, largest, own_share, rank_and_world
 from .segmenter import VideoSegmenter
 
@@ -149,12 +150,13 @@ def evaluate_model(
     videos, and all get the result of one process, to the last bit.
 
     Args:
-        segmenter: model and processor.
+        segmenter: image or video model and processor. It begins anew with every video, and at the end.
         root: data set in VSPW layout.
         split: a split with masks.
         protocol: of the mIoU: `vspw` (classes present in the ground truth) or `evaluate` (classes with union > 0).
         vc_protocol: `vspw-official`, `paper` or `dvis-legacy`.
-        batch_size: frames per forward pass; a batch holds frames of one video.
+        batch_size: frames per forward pass of an image model; a batch holds frames of one video. A video model takes
+            one at a time, in order.
         num_workers: processes that decode.
         progress: wraps the first process's iterator of frames (given with their number), e.g. for a progress bar.
 
@@ -190,12 +192,19 @@ def evaluate_model(
         frames_in_order = flatten(batches)
         if progress and is_first():
             frames_in_order = progress(frames_in_order, len(reader))
-        for frames in batches_of_one_video(frames_in_order, batch_size):
+        # Which frames run through the model together changes the last bits of its output. This depends on the video
+        # alone, so it does not matter which process takes it.
+        video = None
+        for frames in runs(frames_in_order, batch_size, key=lambda frame: (frame.video, frame.raw_labels.shape)):
+            if frames[0].video != video:
+                segmenter.reset()
+                video = frames[0].video
             began = time.perf_counter()
             predictions = segmenter.label_batch([f.image for f in frames])
             seconds += time.perf_counter() - began
             for frame, prediction in zip(frames, predictions, strict=True):
                 scores.add(frame, prediction)
+        segmenter.reset()  # the last video's memory is not needed any more
     scores.reduce()
     results, seconds = scores.results(), largest(seconds)
     return {
@@ -305,26 +314,6 @@ def flatten(batches: Any) -> Iterator[LabelledFrame]:
     """Single frames from lists of them."""
     for batch in batches:
         yield from batch
-
-
-def batches_of_one_video(frames: Iterator[LabelledFrame], largest_batch: int) -> Iterator[list[LabelledFrame]]:
-    """Runs of frames of one video and one size, at most `largest_batch` long.
-
-    Which frames run through the model together changes the last bits of its output. This depends on the video alone,
-    so it does not matter which process takes it.
-    """
-    group: list[LabelledFrame] = []
-    for frame in frames:
-        if group and (
-            len(group) == largest_batch
-            or frame.video != group[0].video
-            or frame.raw_labels.shape != group[0].raw_labels.shape
-        ):
-            yield group
-            group = []
-        group.append(frame)
-    if group:
-        yield group
 
 
 def number_or_none(value: float | None) -> float | None:
