@@ -20,8 +20,9 @@ from vss_hf.cli import write_results
 from vss_hf.data import ClassList
 from vss_hf.files import full_disk_message, is_full_disk, replacing, write_bytes, write_json, write_text
 from vss_hf.hub_cards import write_card, write_eval_results
-from vss_hf.inference.prediction import Clip, OverlayWriter, write_submission
+from vss_hf.inference.prediction import write_submission
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
+from vss_hf.overlay_video import FramePainter, OverlayWriter
 from vss_hf.training.recipe import to_yaml
 from vss_hf.video_io import VideoWriter
 from vss_hf.visualize import overlay_sheet, plot_training_curve, save_label_png
@@ -121,12 +122,12 @@ def write_video(path: Path) -> None:
 
 
 def write_overlay_picture(path: Path) -> None:
-    with OverlayWriter(path.parent, Clip("clip", iter(()), None, 15.0), CLASSES.palette) as writer:
+    with OverlayWriter(path.parent / "clip_overlay", FramePainter(CLASSES.names, CLASSES.palette), 15.0) as writer:
         writer.add(FRAME, LABELS)
 
 
 def write_overlay_video(path: Path) -> None:
-    with OverlayWriter(path.parent, Clip("clip", iter(()), None, 15.0), CLASSES.palette) as writer:
+    with OverlayWriter(path.parent / "clip_overlay", FramePainter(CLASSES.names, CLASSES.palette), 15.0) as writer:
         for shift in range(40):
             writer.add(np.roll(FRAME, shift, 1), LABELS)
 

@@ -52,6 +52,7 @@ IMPORTS = {
     "model module first": "import vss_hf.modeling.modeling_ocrnet",
     "a part of transformers that our models need first": "import vss_hf\nfrom transformers import UperNetConfig",
     "transformers' pipelines first": "import vss_hf\nfrom transformers import pipeline",
+    "our pipeline first": "import vss_hf.inference.pipeline",
     "image processor first": "from vss_hf.modeling.image_processing_vss import VSSImageProcessor",
 }
 

@@ -55,7 +55,7 @@ def overlay(
         image: uint8 RGB; an array (H, W, 3) or a tensor (3, H, W).
         labels: integer (H, W), as in `colorize`.
         palette: one (red, green, blue) per class, 0..255.
-        alpha: strength of the colours, 0 (none) to 1 (hides the frame).
+        alpha: strength of the colours, 0 (none) to 1 (hides the frame); rounded to 256ths.
 
     Returns:
         uint8 (H, W, 3) RGB, a new array.
@@ -68,9 +68,15 @@ def overlay(
     image, labels = _checked_image(image), _checked_labels(labels, len(palette))
     if image.shape[:2] != labels.shape:
         raise ValueError(f"labels are {labels.shape} (H, W), the image is {image.shape[:2]}: expected the same size")
-    mixed = image + alpha * (_color_table(palette)[labels] - image.astype(np.float32))  # (H, W, 3)
-    painted = np.rint(mixed).astype(np.uint8)
-    return np.where((labels == IGNORE)[..., None], image, painted)
+    # Fixed point, in 256ths: several times as fast as floats, and no eye sees the difference.
+    weight = round(256 * alpha)
+    mixed = image.astype(np.uint16)  # (H, W, 3)
+    mixed *= 256 - weight
+    mixed += (_color_table(palette).astype(np.uint16) * weight + 128)[labels]
+    mixed >>= 8
+    painted = mixed.astype(np.uint8)
+    np.copyto(painted, image, where=(labels == IGNORE)[..., None])
+    return painted
 
 
 def save_label_png(labels: np.ndarray | torch.Tensor, path: str | Path, palette: Palette | None = None) -> None:

@@ -1,52 +1,62 @@
 """Prediction files: label PNGs, overlay videos, a submission archive, from whatever a user has."""
 
 import json
+import signal
+import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from vss_hf.data.labels import palette_of
-from vss_hf.data.vspw import read_image, scan_split
+from vss_hf.data.vspw import VSPWVideo, read_image, scan_split
 from vss_hf.files import replacing
 from vss_hf.metrics import sum_over_processes
-from vss_hf.video_io import VideoWriter, frame_rate, read_frames
-from vss_hf.visualize import overlay, save_label_png
+from vss_hf.overlay_video import FramePainter, OverlayWriter
+from vss_hf.video_io import Frame, FrameSource, open_source
+from vss_hf.visualize import save_label_png
 
-from .processes import check_same_everywhere, failing_together, gather_texts, is_first, own_share
-from .segmenter import VideoSegmenter
+from .processes import (
+    check_same_everywhere,
+    failing_together,
+    gather_texts,
+    is_first,
+    largest,
+    own_share,
+    rank_and_world,
+)
+from .segmenter import SegmentedFrame, VideoSegmenter
 
 
 DEFAULT_FRAME_RATE = 15.0  # VSPW's; folders of frames do not tell theirs
-
-
-@dataclass
-class Clip:
-    """One video to predict: its name, its frames as they are read, how many (None: unknown), their rate."""
-
-    name: str
-    frames: Iterator[tuple[str, np.ndarray]]
-    length: int | None
-    rate: float
+ECHO_SECONDS = 2.0  # torchrun passes on the Ctrl-C that its processes have received from the terminal already
+Progress = Callable[[Iterator, int | None, str], Iterator]
 
 
 def predict(
     segmenter: VideoSegmenter,
-    source: str | Path,
+    source: str | Path | int,
     out: str | Path,
     *,
     split: str = "test",
+    batch_size: int = 1,
+    max_frames: int | None = None,
     overlay_video: bool = False,
+    overlay_style: str = "side-by-side",
+    alpha: float = 0.6,
     submission: str | Path | None = None,
-    progress: Callable[[Iterator, int | None, str], Iterator] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Label a video file, a folder of frames, one image, or the videos of a split of a VSPW root.
+    """Label a video file, a folder of frames, one image, a camera, or the videos of a split of a VSPW root.
+
+    Ctrl-C ends it after the frame at hand; a second one at once. Then, and when a video is broken, what has been
+    labelled stays, and the overlay video ends there.
 
     Where torch.distributed runs, all processes must call this, each with the same model and source: they share the
     videos, write into one `out` (which all machines must see), and all get the result of one process. The first one
@@ -54,58 +64,97 @@ def predict(
 
     Args:
         segmenter: model and processor.
-        source: what to label.
+        source: what to label: a path, or the number of a camera.
         out: folder for `<video>/<frame>.png`, 8-bit palette PNGs whose indices are the classes 0..num_labels-1.
         split: for a VSPW root, which split.
-        overlay_video: also write `<video>_overlay.mp4` (a JPEG for a single image).
+        batch_size: frames at once; a video model takes its frames one by one.
+        max_frames: at most as many of each video; None: all. A camera has no end of its own.
+        overlay_video: also write `<video>_overlay.mp4`, at the times of the source's frames (a JPEG for a single
+            image).
+        overlay_style: "side-by-side" (frame, painted frame, legend), or "painted" (the painted frame alone).
+        alpha: strength of the colours in the overlay, 0..1.
         submission: also pack the PNGs into this zip as the VSPW server wants them
-            (`result_submission/<video>/<frame>.png`).
+            (`result_submission/<video>/<frame>.png`). Not after Ctrl-C.
         progress: wraps the frames of each video of the first process (with their number and the video's name), e.g.
             for a progress bar.
 
     Returns:
-        {"videos": n, "frames": n, "files": [paths of overlays and archive],
-        "class_share": {class name: share of all pixels}}.
+        {"model": its name, "videos": n, "frames": n, "files": [paths of overlays and archive],
+        "class_share": {class name: share of all pixels}, "frames_per_second": reading and writing included,
+        "interrupted": whether Ctrl-C ended it}.
 
     Raises:
         FileNotFoundError: `source` does not exist or holds nothing to label.
-        ValueError: the processes see different videos.
+        ValueError: a video is broken, or the processes see different videos.
         OSError: `out` cannot be written; what was written before stays.
         OtherProcessFailed: another process raised; its message is repeated.
     """
     out = Path(out)
     with failing_together():
+        FramePainter([], [], overlay_style, alpha)  # a wrong setting is reported before the work
+        sources = sources_of(source, split)
         out.mkdir(parents=True, exist_ok=True)
-        clips = list(clips_of(source, split))
-    check_same_everywhere("\n".join(f"{clip.name} {clip.length}" for clip in clips), str(source))
+    check_same_everywhere("\n".join(f"{video.name} {video.length}" for video in sources), str(source))
     counts = torch.zeros(len(segmenter.names), dtype=torch.int64)
     done: dict[int, dict[str, Any]] = {}  # by position, what was written for a video
-    with failing_together():
-        for position in own_share([clip.length or 1 for clip in clips]):
-            wrap = progress if is_first() else None
-            done[position] = label_clip(segmenter, clips[position], out, counts, overlay_video, wrap)
+    began = time.perf_counter()
+    with failing_together(), stopping_at_ctrl_c() as stop:
+        for position in own_share([video.length or 1 for video in sources]):
+            if not stop.is_set():
+                painter = None
+                if overlay_video:
+                    painter = FramePainter(segmenter.names, palette_of(segmenter.names), overlay_style, alpha)
+                done[position] = label_one(
+                    segmenter,
+                    sources[position],
+                    out,
+                    counts,
+                    stop,
+                    batch_size=batch_size,
+                    max_frames=max_frames,
+                    painter=painter,
+                    progress=progress if is_first() else None,
+                )
+        interrupted = stop.is_set()
+    seconds = largest(time.perf_counter() - began)
+    interrupted = bool(largest(float(interrupted)))
     for text in gather_texts(json.dumps(list(done.items()))):
         done.update(json.loads(text))
-    in_order = [done[position] for position in range(len(clips))]
+    in_order = [done[position] for position in sorted(done)]
     written = [out / name for video in in_order for name in video["labels"]]
     files = [out / video["overlay"] for video in in_order if video["overlay"]]
-    if submission is not None:
+    if submission is not None and not interrupted:
         with failing_together():
             if is_first():
                 write_submission(written, out, Path(submission))
         files.append(Path(submission))
     counts = sum_over_processes(counts)
-    share = {name: c / int(counts.sum()) for name, c in zip(segmenter.names, counts.tolist(), strict=True) if c}
-    return {"videos": len(clips), "frames": len(written), "files": [str(p) for p in files], "class_share": share}
+    return {
+        "model": Path(str(segmenter.model.config.name_or_path)).name or type(segmenter.model).__name__,
+        "videos": len(in_order),
+        "frames": len(written),
+        "files": [str(path) for path in files],
+        "class_share": {
+            name: count / int(counts.sum())
+            for name, count in zip(segmenter.names, counts.tolist(), strict=True)
+            if count
+        },
+        "frames_per_second": len(written) / seconds,
+        "interrupted": interrupted,
+    }
 
 
-def label_clip(
+def label_one(
     segmenter: VideoSegmenter,
-    clip: Clip,
+    source: FrameSource,
     out: Path,
     counts: torch.Tensor,
-    overlay_video: bool,
-    progress: Callable[[Iterator, int | None, str], Iterator] | None,
+    stop: threading.Event,
+    *,
+    batch_size: int,
+    max_frames: int | None,
+    painter: FramePainter | None,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     """Label one video; adds its pixels per class to `counts`.
 
@@ -114,74 +163,76 @@ def label_clip(
     """
     palette = palette_of(segmenter.names)
     labelled: list[str] = []
-    (out / clip.name).mkdir(exist_ok=True)
-    with OverlayWriter(out, clip, palette) if overlay_video else nullcontext() as painter:
-        for name, frame in progress(clip.frames, clip.length, clip.name) if progress else clip.frames:
-            labels = segmenter.step(frame)
-            save_label_png(labels, out / clip.name / f"{name}.png", palette)
-            labelled.append(f"{clip.name}/{name}.png")
-            counts += torch.from_numpy(np.bincount(labels.ravel(), minlength=len(counts)))
-            if painter is not None:
-                painter.add(frame, labels)
-    return {"labels": labelled, "overlay": painter.path.name if painter is not None else None}
+    rate = source.rate or DEFAULT_FRAME_RATE
+    writing = OverlayWriter(out / f"{source.name}_overlay", painter, rate) if painter is not None else nullcontext()
+    with closing(segmenter.segment(source, batch_size=batch_size)) as frames, writing as overlay:
+        wanted: Iterator[SegmentedFrame] = islice(frames, max_frames)
+        if progress is not None:
+            wanted = progress(wanted, fewer(source.length, max_frames), source.name)
+        for frame in wanted:
+            name = f"{source.name}/{frame.name}.png"
+            if not labelled:
+                (out / source.name).mkdir(exist_ok=True)
+            save_label_png(frame.labels, out / name, palette)
+            labelled.append(name)
+            counts += torch.from_numpy(np.bincount(frame.labels.ravel(), minlength=len(counts)))
+            if overlay is not None:
+                overlay.add(frame.image, frame.labels, frame.time, frame.name)
+            if stop.is_set():
+                break
+    path = overlay.path if overlay is not None else None
+    return {"labels": labelled, "overlay": path.name if path is not None else None}
 
 
-def clips_of(source: str | Path, split: str) -> Iterator[Clip]:
+def fewer(length: int | None, limit: int | None) -> int | None:
+    """How many frames there will be, at most; None: nobody knows."""
+    known = [number for number in (length, limit) if number is not None]
+    return min(known, default=None)
+
+
+def sources_of(source: str | Path | int, split: str) -> list[FrameSource]:
     """The videos that `source` stands for."""
-    source = Path(source)
-    if not source.exists():
-        raise FileNotFoundError(f"{source}: no such file or folder to label")
-    if (source / "data").is_dir() and (source / f"{split}.txt").is_file():
-        for video in scan_split(source, split):
-            frames = ((record.stem, read_image(record.image_path)) for record in video.frames)
-            yield Clip(video.name, frames, len(video.frames), DEFAULT_FRAME_RATE)
-    else:
-        length = sum(1 for _ in source.iterdir()) if source.is_dir() else None
-        name = source.resolve().name if source.is_dir() else source.stem
-        if name == "origin":  # the frames of a video in VSPW layout
-            name = source.resolve().parent.name
-        yield Clip(name, read_frames(source), length, frame_rate(source) or DEFAULT_FRAME_RATE)
+    if isinstance(source, int):
+        if rank_and_world()[1] > 1:
+            raise ValueError(f"camera {source} and several processes: a camera has one reader; start one process")
+    elif (Path(source) / "data").is_dir() and any(Path(source).glob("*.txt")):
+        return [source_of(video) for video in scan_split(source, split)]
+    return [open_source(source)]
 
 
-class OverlayWriter:
-    """Writes the frames with their classes painted over them: a video, or a JPEG for a single frame.
+def source_of(video: VSPWVideo) -> FrameSource:
+    """The frames of a video of a split, read as strictly as for training."""
 
-    Nothing appears under the final name when the `with` block ends with an error.
+    def read() -> Iterator[Frame]:
+        for record in video.frames:
+            yield Frame(record.stem, read_image(record.image_path), None)
 
-    Args:
-        out: folder.
-        clip: the video.
-        palette: colour of each class.
-    """
+    return FrameSource(video.name, len(video.frames), None, read)
 
-    def __init__(self, out: Path, clip: Clip, palette: tuple):
-        self.base, self.rate, self.palette = out / f"{clip.name}_overlay", clip.rate, palette
-        self.writer: VideoWriter | None = None
-        self.first: np.ndarray | None = None
-        self.path = self.base
 
-    def __enter__(self) -> "OverlayWriter":
-        return self
+@contextmanager
+def stopping_at_ctrl_c() -> Iterator[threading.Event]:
+    """Within this context Ctrl-C sets the event that it yields; a second one, a while later, acts as always."""
+    stop = threading.Event()
+    in_main_thread = threading.current_thread() is threading.main_thread()  # Python delivers signals to no other
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield stop  # a caller with a handler of its own keeps it
+        return
+    first = 0.0
 
-    def add(self, frame: np.ndarray, labels: np.ndarray) -> None:
-        """Paint one frame; the second one makes it a video."""
-        painted = overlay(frame, labels, self.palette)
-        if self.first is None:
-            self.first = painted
-            return
-        if self.writer is None:
-            self.writer = VideoWriter(f"{self.base}.mp4", self.rate, self.first.shape[:2])
-            self.writer.write(self.first)
-        self.writer.write(painted)
+    def request(number, frame):
+        nonlocal first
+        if not stop.is_set():
+            first = time.monotonic()
+            stop.set()
+        elif time.monotonic() - first > ECHO_SECONDS:
+            signal.default_int_handler(number, frame)
 
-    def __exit__(self, error_type, error, traceback) -> None:
-        if self.writer is not None:
-            self.writer.__exit__(error_type, error, traceback)
-            self.path = self.writer.path
-        elif self.first is not None and error_type is None:
-            self.path = Path(f"{self.base}.jpg")
-            with replacing(self.path) as partial:
-                Image.fromarray(self.first).save(partial, format="JPEG", quality=92)
+    signal.signal(signal.SIGINT, request)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_submission(files: list[Path], out: Path, archive: Path) -> None:
