@@ -30,8 +30,8 @@ LAW = [
     (
         "training/",
         [
-            *["torch", "torchdata", "transformers", "accelerate", "datasets", "safetensors", "huggingface_hub"],
-            *["numpy", "yaml", "rich"],
+            *["torch", "torchdata", "transformers", "timm", "accelerate", "datasets", "safetensors"],
+            *["huggingface_hub", "numpy", "yaml", "rich"],
             *["vss_hf.modeling", "vss_hf.data", "vss_hf.metrics", "vss_hf.inference", "vss_hf.hub_cards"],
             *["vss_hf.visualize", "vss_hf.files"],
         ],

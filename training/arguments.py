@@ -7,6 +7,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 
+LOSSES = ("cross_entropy", "ohem")
+OHEM_REDUCTIONS = ("kept", "labelled", "all")
 CLASS_WEIGHTING = ("none", "inverse_sqrt")
 ON_NONFINITE_LOSS = ("raise", "skip")
 
@@ -26,9 +28,27 @@ class VSSTrainingArguments(TrainingArguments):
     backbone_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of the backbone; empty: as the decode heads."}
     )
+    backbone_modules: list[str] = field(
+        default_factory=lambda: ["backbone"],
+        metadata={"help": "Parts of the model that train at backbone_learning_rate; the others are 'decode heads'."},
+    )
     ema_decay: float = field(
         default=0.0,
         metadata={"help": "Decay of the weights' moving average, 0..1, 0 = off. The average is evaluated and saved."},
+    )
+    loss: str = field(
+        default="cross_entropy",
+        metadata={"help": "cross_entropy, or ohem: cross entropy over the hard pixels of each micro-batch only."},
+    )
+    ohem_threshold: float = field(
+        default=0.7, metadata={"help": "Hard: a true class's probability below this, 0..1; 0: ohem_min_kept alone."}
+    )
+    ohem_min_kept: int = field(
+        default=100_000, metadata={"help": "Pixels per image that count as hard at least, over a micro-batch."}
+    )
+    ohem_reduction: str = field(
+        default="kept",
+        metadata={"help": "Divide by the number of: kept (hard) pixels, labelled ones, or all (mmsegmentation's)."},
     )
     class_weighting: str = field(
         default="none",
@@ -37,6 +57,10 @@ class VSSTrainingArguments(TrainingArguments):
     channels_last: bool = field(
         default=False,
         metadata={"help": "Keep convolutions in channels-last memory: same numbers, faster for CNN backbones."},
+    )
+    sync_batchnorm: bool = field(
+        default=False,
+        metadata={"help": "BatchNorm over the samples of all processes, as if they were one with a larger batch."},
     )
     on_nonfinite_loss: str = field(
         default="raise",
@@ -83,11 +107,18 @@ class VSSTrainingArguments(TrainingArguments):
             raise ValueError(f"--label_smoothing_factor {self.label_smoothing_factor}: not offered, expected 0")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay {self.ema_decay}: expected 0 <= value < 1")
-        if self.class_weighting not in CLASS_WEIGHTING:
-            raise ValueError(f"--class_weighting {self.class_weighting}: expected one of {', '.join(CLASS_WEIGHTING)}")
-        if self.on_nonfinite_loss not in ON_NONFINITE_LOSS:
-            known = ", ".join(ON_NONFINITE_LOSS)
-            raise ValueError(f"--on_nonfinite_loss {self.on_nonfinite_loss}: expected one of {known}")
+        for name, known in (
+            ("loss", LOSSES),
+            ("ohem_reduction", OHEM_REDUCTIONS),
+            ("class_weighting", CLASS_WEIGHTING),
+            ("on_nonfinite_loss", ON_NONFINITE_LOSS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"--{name} {getattr(self, name)}: expected one of {', '.join(known)}")
+        if not 0 <= self.ohem_threshold <= 1:
+            raise ValueError(f"--ohem_threshold {self.ohem_threshold}: expected 0 <= value <= 1")
+        if self.ohem_min_kept < 0:
+            raise ValueError(f"--ohem_min_kept {self.ohem_min_kept}: expected at least 0")
         if self.logging_nan_inf_filter:
             raise ValueError("--logging_nan_inf_filter true: leave it off, see --on_nonfinite_loss")
         if self.save_only_model and self.save_strategy != IntervalStrategy.NO:

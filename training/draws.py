@@ -99,7 +99,6 @@ class DrawReader:
         samples: indexable; yields data samples (`vss_hf.data.load_vspw`).
         transform: (sample, seed) -> model inputs.
         seed: of the run and its `DrawOrder`.
-        cache: keep every decoded sample in memory; with workers, each of them keeps its own.
         on_bad_sample: what happens to a file that is damaged or gone. `raise`: an error that names video and frame.
             `skip`: the draw gets the next readable sample of the pass, is counted in `skipped`, and a warning names
             the frame once.
@@ -110,13 +109,11 @@ class DrawReader:
         samples: Any,
         transform: Callable[[dict, int], dict],
         seed: int,
-        cache: bool = False,
         on_bad_sample: str = "raise",
     ):
         if on_bad_sample not in ON_BAD_SAMPLE:
             raise ValueError(f"on_bad_sample is {on_bad_sample!r}; expected {' or '.join(ON_BAD_SAMPLE)}")
         self.samples, self.transform, self.seed, self.on_bad_sample = samples, transform, seed, on_bad_sample
-        self.decoded: dict[int, dict] | None = {} if cache else None
         # In shared memory, because workers write there. A counter each: adding is no single step between processes.
         self._skipped = torch.zeros(COUNTERS, dtype=torch.int64).share_memory_()
         self._named = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
@@ -161,7 +158,7 @@ class DrawReader:
         for ahead in range(limit):
             candidate = index if ahead == 0 else sample_of(draw + ahead, self.seed, self.num_samples)
             try:
-                return self.sample(candidate)
+                return self.samples[candidate]
             except (ValueError, OSError) as error:  # what vss_hf.data raises for damaged and missing files
                 problem = f"{self.place(candidate)}: {error}"
                 if self.on_bad_sample == "raise":
@@ -178,14 +175,6 @@ class DrawReader:
         if not self._named[index]:
             self._named[index] = True
             warnings.warn(f"skipped: {problem}", RuntimeWarning, stacklevel=2)
-
-    def sample(self, index: int) -> dict:
-        """The decoded sample, from memory if it is kept there."""
-        if self.decoded is None:
-            return self.samples[index]
-        if index not in self.decoded:
-            self.decoded[index] = self.samples[index]
-        return self.decoded[index]
 
 
 class TrainingDraws(DrawReader, Dataset):
@@ -207,18 +196,10 @@ class TrainingStream(DrawReader, IterableDataset):
     A DataLoader takes batches from its workers in turn. So worker w of n delivers this process's batches w, w + n, ...
     and the sequence does not depend on the number of workers. Where to start is part of `order`: there is no state.
 
-    Args:
-        samples: as `DrawReader`.
-        transform: as `DrawReader`.
-        seed: as `DrawReader`.
-        on_bad_sample: as `DrawReader`.
+    Arguments as `DrawReader`.
     """
 
-    def __init__(
-        self, samples: Any, transform: Callable[[dict, int], dict], seed: int, on_bad_sample: str = "raise"
-    ):
-        super().__init__(samples, transform, seed, on_bad_sample=on_bad_sample)
-        self.order: DrawOrder | None = None  # set by whoever knows batch size, rank and position: the Trainer
+    order: DrawOrder | None = None  # set by whoever knows batch size, rank and position: the Trainer
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         if self.order is None:

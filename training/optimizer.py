@@ -1,5 +1,7 @@
 """Parameter groups: the backbone's own learning rate, and no weight decay where it does harm."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 
@@ -12,18 +14,26 @@ NO_DECAY_NAMES = (
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, backbone_learning_rate: float | None, weight_decay: float
+    model: nn.Module,
+    learning_rate: float,
+    backbone_learning_rate: float | None,
+    weight_decay: float,
+    backbone_modules: Sequence[str] = ("backbone",),
 ) -> list[dict]:
     """Four groups at most: heads and backbone, each with and without weight decay.
 
     Args:
-        model: a model with a `backbone` attribute.
+        model: the model.
         learning_rate: peak rate of the heads.
         backbone_learning_rate: peak rate of the backbone; None: as the heads; 0 freezes it.
         weight_decay: of the groups that have one.
+        backbone_modules: attributes of the model that are the backbone; everything else is heads.
 
     Returns:
         Groups for a torch optimizer, each with a `name`; parameters that need no gradient are left out.
+
+    Raises:
+        ValueError: the model has no such module.
     """
     # The heads first: the Trainer logs the rate of the first group.
     rates = {
@@ -40,7 +50,11 @@ def parameter_groups(
         for part, rate in rates.items()
         for decays in (True, False)
     }
-    of_backbone = {id(parameter) for parameter in getattr(model, "backbone").parameters()}  # noqa: B009  (any Module)
+    for name in backbone_modules:
+        if not isinstance(getattr(model, name, None), nn.Module):
+            parts = ", ".join(dict.fromkeys(["backbone", *(part for part, _ in model.named_children())]))
+            raise ValueError(f"--backbone_modules: {type(model).__name__} has no part '{name}'; it has {parts}")
+    of_backbone = {id(parameter) for name in backbone_modules for parameter in getattr(model, name).parameters()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = "backbone" if id(parameter) in of_backbone else "heads"

@@ -26,7 +26,7 @@ from transformers.trainer_utils import IntervalStrategy
 from yaml.constructor import ConstructorError
 
 from vss_hf.data.transforms import AugmentationConfig
-from vss_hf.modeling.architectures import MODELS, configuration_class, presets
+from vss_hf.modeling.architectures import MODELS, VIDEO_MODELS, configuration_class, presets
 from vss_hf.modeling.loading import check_model_type
 
 from .arguments import VSSTrainingArguments
@@ -90,7 +90,8 @@ class ModelRecipe:
 
     Args:
         preset: a published size of any architecture, e.g. `upernet-swin-large`; `config` may change fields of it.
-        config: fields of the architecture's configuration (`model_type` names it; default `vss_ocrnet`).
+        config: fields of the architecture's configuration (`model_type` names it; default `vss_ocrnet`). A video
+            model's `frame_offsets` and `clip_start` tell which frames it is trained with, too.
         backbone_weights: pretrained weights of the backbone: a folder or Hub id, or a timm name for a timm backbone.
         init_from: a model folder or Hub id whose weights the run starts from (fine-tuning). A class list of another
             length gets a new classifier; one of the same length keeps it, whatever its names. Excludes the others.
@@ -114,7 +115,7 @@ class ModelRecipe:
             known_or_raise(self.preset, presets(), "there is no preset")
         of_preset = presets()[self.preset] if self.preset else None
         model_type = fields.pop("model_type", of_preset or DEFAULT_MODEL_TYPE)
-        known_or_raise(model_type, MODELS, "model.config.model_type: recipes train no")
+        known_or_raise(model_type, {**MODELS, **VIDEO_MODELS}, "model.config.model_type: recipes train no")
         if of_preset not in (None, model_type):
             raise ValueError(
                 f"model.preset '{self.preset}' is of {of_preset}, model.config.model_type is {model_type}"
@@ -141,7 +142,8 @@ class DataRecipe:
             (written into the image processor); None: as they are.
         streaming: read the training frames as a stream instead of by random access; the samples and their order are
             the same.
-        cache: keep decoded training frames in memory (4 bytes a pixel); for small data sets seen many times.
+        cache: keep decoded training frames in memory (4 bytes a pixel; each worker keeps its own); for small data
+            sets seen many times.
         on_bad_sample: what a training frame that is damaged or gone does: `raise` stops the run and names it, `skip`
             takes the next readable one, counts it and warns once per frame.
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForSemanticSegmentation, set_seed
+from transformers import AutoModel, AutoModelForSemanticSegmentation, set_seed
 
 from vss_hf.data.labels import ClassList
 from vss_hf.data.transforms import TrainTransform
@@ -19,9 +19,10 @@ from vss_hf.hub_cards import write_card, write_eval_results
 from vss_hf.inference.evaluation import environment, evaluate_model, labelled_videos
 from vss_hf.inference.processes import failing_together
 from vss_hf.inference.segmenter import VideoSegmenter
+from vss_hf.modeling.architectures import VIDEO_MODELS
 from vss_hf.modeling.backbone import load_backbone_weights
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
-from vss_hf.modeling.loading import load_strictly
+from vss_hf.modeling.loading import load_segmentation_model
 from vss_hf.visualize import overlay_sheet, plot_training_curve
 
 from .cpu_memory import keep_freed_memory
@@ -50,18 +51,10 @@ def train(recipe: Recipe) -> Path:
     folder = Path(args.output_dir) / "model"
     make_writable(folder)
 
-    # --- data
+    # --- data: are the videos there?
     classes = ClassList.from_root(recipe.data.root)
     videos = labelled_videos(recipe.data.root, recipe.data.train_split)
     labelled_videos(recipe.data.root, recipe.data.eval_split)
-    dataset = training_data(recipe)
-    num_samples = sum(len(video.frames) for video in videos)
-    if args.max_steps <= 0:
-        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        args.max_steps = max(1, round(args.num_train_epochs * num_samples / per_step))
-
-    if args.warmup_steps >= args.max_steps:
-        raise ValueError(f"--warmup_steps {args.warmup_steps}: expected fewer than the run's {args.max_steps} steps")
 
     # --- model
     if args.device.type == "cpu":
@@ -80,6 +73,16 @@ def train(recipe: Recipe) -> Path:
                 "no_object_weight; leave it out"
             )
         weights = class_weights(recipe.data.root, recipe.data.train_split, classes, recipe.data.on_bad_sample)
+
+    # --- samples: single frames, or the clips that the model takes
+    check_clips(recipe, model.config, longest=max(len(video.frames) for video in videos))
+    dataset = training_data(recipe, model.config)
+    num_samples = dataset.num_samples
+    if args.max_steps <= 0:
+        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        args.max_steps = max(1, round(args.num_train_epochs * num_samples / per_step))
+    if args.warmup_steps >= args.max_steps:
+        raise ValueError(f"--warmup_steps {args.warmup_steps}: expected fewer than the run's {args.max_steps} steps")
 
     # --- train, or resume
     trainer = VSSTrainer(
@@ -105,13 +108,54 @@ def train(recipe: Recipe) -> Path:
     return folder
 
 
-def training_data(recipe: Recipe) -> TrainingDraws | TrainingStream:
-    """The augmented training samples, by random access or as a stream."""
-    args, transform = recipe.training, TrainTransform(recipe.augmentation)
-    samples, bad = load_vspw(recipe.data.root, recipe.data.train_split), recipe.data.on_bad_sample
-    if recipe.data.streaming:
-        return TrainingStream(samples, transform, args.draw_seed, on_bad_sample=bad)
-    return TrainingDraws(samples, transform, args.draw_seed, cache=recipe.data.cache, on_bad_sample=bad)
+def check_clips(recipe: Recipe, config: Any, longest: int) -> None:
+    """Raise for clips that the data cannot give.
+
+    Args:
+        recipe: the recipe.
+        config: of the model.
+        longest: frames of the longest training video.
+    """
+    offsets = list(getattr(config, "frame_offsets", ()))
+    reversal = recipe.augmentation.time_reversal_prob
+    if offsets and -offsets[0] >= longest:
+        raise ValueError(
+            f"model.config.frame_offsets={offsets}: no video of split '{recipe.data.train_split}' is that long; the "
+            f"longest has {longest} frames, so offsets from {1 - longest} up would find a frame"
+        )
+    if not reversal:
+        return
+    if not offsets:
+        raise ValueError(
+            f"augmentation.time_reversal_prob={reversal}: {config.model_type} is trained on single frames, which have "
+            "no order; leave it out, or take a video model with frame_offsets"
+        )
+    if [offsets[0] - offset for offset in reversed([*offsets, 0])] != [*offsets, 0]:
+        raise ValueError(
+            f"augmentation.time_reversal_prob={reversal}: model.config.frame_offsets={offsets} are other distances "
+            "when played backwards; space them evenly, e.g. [-9, -6, -3], or leave time_reversal_prob out"
+        )
+
+
+def training_data(recipe: Recipe, config: Any) -> TrainingDraws | TrainingStream:
+    """The augmented training samples by random access or as a stream: frames, or the clips that `config` asks for."""
+    args, data = recipe.training, recipe.data
+    offsets = getattr(config, "frame_offsets", ())
+    supervised = bool(offsets) and config.wants_reference_labels
+    clip_start: Any = getattr(config, "clip_start", "repeat")
+    samples = load_vspw(
+        data.root,
+        data.train_split,
+        frame_offsets=offsets,
+        clip_start="drop" if clip_start == "existing" else clip_start,  # clips of a batch must have one length
+        reference_labels=supervised or recipe.augmentation.time_reversal_prob > 0,
+        cache=data.cache,
+    )
+    transform = TrainTransform(
+        recipe.augmentation, for_video_model=config.model_type in VIDEO_MODELS, reference_labels=supervised
+    )
+    kind = TrainingStream if data.streaming else TrainingDraws
+    return kind(samples, transform, args.draw_seed, on_bad_sample=data.on_bad_sample)
 
 
 CLASSIFIERS = ("classifier", "class_predictor", "criterion.empty_weight")  # the last two of mask models
@@ -122,8 +166,9 @@ def build_model(recipe: ModelRecipe, classes: ClassList) -> Any:
     labels = {"id2label": classes.id2label, "label2id": classes.label2id}
     if recipe.init_from:
         # A classifier of another size is replaced; everything else must fit.
-        return load_strictly(AutoModelForSemanticSegmentation, recipe.init_from, new=CLASSIFIERS, **labels)
-    model = AutoModelForSemanticSegmentation.from_config(recipe.build_config(**labels))
+        return load_segmentation_model(recipe.init_from, new=CLASSIFIERS, **labels)
+    config = recipe.build_config(**labels)
+    model = (AutoModel if config.model_type in VIDEO_MODELS else AutoModelForSemanticSegmentation).from_config(config)
     if recipe.backbone_weights:
         load_backbone_weights(model.backbone, recipe.backbone_weights)
     return model
@@ -222,11 +267,17 @@ def write_reports(folder, recipe, trainer, segmenter, results, training_loss, se
 def draw_examples(path: Path, segmenter: VideoSegmenter, root: str | Path, split: str, rows: int = 3) -> None:
     """A picture of frames, ground truth and prediction, spread over the split."""
     classes = ClassList.from_root(root)
-    records = [record for video in labelled_videos(root, split) for record in video.frames]
-    chosen = [records[int(i)] for i in np.linspace(0, len(records) - 1, min(rows, len(records)))]
-    frames = [read_image(record.image_path) for record in chosen]
-    labels = [read_labels(record, classes) for record in chosen]
-    overlay_sheet(frames, labels, [segmenter.step(frame) for frame in frames], classes, path)
+    places = [(video, index) for video in labelled_videos(root, split) for index in range(len(video.frames))]
+    chosen = [places[int(i)] for i in np.linspace(0, len(places) - 1, min(rows, len(places)))]
+    past = getattr(segmenter.model.config, "num_past_frames", 0)  # what a video model looks at before it labels one
+    frames, labels, predictions = [], [], []
+    for video, index in chosen:
+        clip = [read_image(record.image_path) for record in video.frames[max(index - past, 0) : index + 1]]
+        frames.append(clip[-1])
+        labels.append(read_labels(video.frames[index], classes))
+        *_, prediction = segmenter.label_video(clip)
+        predictions.append(prediction)
+    overlay_sheet(frames, labels, predictions, classes, path)
 
 
 def read_labels(record: FrameRecord, classes: ClassList) -> np.ndarray:

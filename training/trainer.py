@@ -23,6 +23,7 @@ from vss_hf.files import full_disk_error, is_full_disk, write_json
 from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.processes import failing_together, take_from_first
 from vss_hf.inference.segmenter import VideoSegmenter, is_out_of_memory
+from vss_hf.modeling.loading import load_strictly
 from vss_hf.modeling.losses import dense_segmentation_loss
 
 from . import checkpoints
@@ -32,8 +33,10 @@ from .ema import EMA
 from .faults import explained
 from .hub import PushesModelFolder
 from .interruption import StopRequest, TrainingInterrupted
+from .losses import pixel_loss
 from .optimizer import parameter_groups
 from .sharded import check_fsdp, is_sharded, whole_copy
+from .sync_batchnorm import with_synchronised_batchnorm
 
 
 logger = logging.get_logger(__name__)
@@ -96,6 +99,8 @@ class VSSTrainer(PushesModelFolder, Trainer):
         processing_class: Any = None,
         class_weights: torch.Tensor | None = None,
     ):
+        if args.sync_batchnorm:
+            model = with_synchronised_batchnorm(model, args.world_size, args.device)
         super().__init__(
             model=model,
             args=args,
@@ -106,7 +111,8 @@ class VSSTrainer(PushesModelFolder, Trainer):
         )
         if self.is_fsdp_enabled:
             check_fsdp(self.accelerator.state.fsdp_plugin)
-        self.class_weights = None if class_weights is None else class_weights.to(args.device)
+        class_weights = None if class_weights is None else class_weights.to(args.device)
+        self.pixel_loss = pixel_loss(args, model.config, class_weights)
         self.ema = EMA(model, args.ema_decay) if args.ema_decay else None
         self.model_accepts_loss_kwargs = True  # compute_loss divides by a step's pixels; not by its micro-batches too
         self.samples_per_epoch = train_dataset.num_samples if train_dataset is not None else 0
@@ -237,11 +243,14 @@ class VSSTrainer(PushesModelFolder, Trainer):
         """The optimizer named by `--optim`, with our parameter groups."""
         if self.optimizer is None:
             optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            if {"params", "model", "optimizer_dict"} & settings.keys():  # GaLore, APOLLO, LOMO
+                raise ValueError(f"--optim: {optimizer_class.__name__} makes parameter groups of its own; not offered")
             groups = parameter_groups(
                 model if model is not None else self.model,
                 self.args.learning_rate,
                 self.args.backbone_learning_rate,
                 self.args.weight_decay,
+                self.args.backbone_modules,
             )
             self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
@@ -257,23 +266,24 @@ class VSSTrainer(PushesModelFolder, Trainer):
         return count
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's own loss, or the same with class weights."""
-        labels = inputs["labels"]
-        if self.class_weights is None:
+        """The model's own loss, or with `--loss` and `--class_weighting` another one of the same logits."""
+        if self.pixel_loss is None:
             outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
             loss = outputs.loss
         else:
-            outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, output_auxiliary_logits=True)
-            config = self.unwrapped().config
+            config, images = self.unwrapped().config, dict(inputs)
+            labels, reference_labels = images.pop("labels"), images.pop("reference_labels", None)
+            outputs = model(**images, output_auxiliary_logits=config.auxiliary_loss_weight != 0)
             loss = dense_segmentation_loss(
                 outputs.logits,
                 outputs.auxiliary_logits or (),
                 labels,
+                reference_labels if getattr(config, "wants_reference_labels", False) else None,
                 auxiliary_loss_weight=config.auxiliary_loss_weight,
                 ignore_index=config.ignore_index,
                 align_corners=config.align_corners,
-                class_weights=self.class_weights,
                 num_items_in_batch=num_items_in_batch,
+                pixel_loss=self.pixel_loss,
             )
         if num_items_in_batch is not None and self.args.world_size > 1:
             loss = loss * self.args.world_size  # gradients are averaged over ranks; the count is over all of them
@@ -281,17 +291,19 @@ class VSSTrainer(PushesModelFolder, Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward of one micro-batch; says what to turn down when the memory does not suffice."""
-        shape = tuple(inputs.get("pixel_values", inputs.get("pixel_values_videos")).shape)
+        is_clip = "pixel_values_videos" in inputs
+        shape = tuple(inputs["pixel_values_videos" if is_clip else "pixel_values"].shape)
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise MemoryError(
-                f"out of memory in step {self.state.global_step + 1} with input {shape} (batch, channels, height, "
-                f"width) on {self.args.device}: lower --per_device_train_batch_size (now "
-                f"{self.args.per_device_train_batch_size}; raise --gradient_accumulation_steps to match) or "
-                "--augmentation.crop_size, or turn on --bf16 or --gradient_checkpointing"
+                f"out of memory in step {self.state.global_step + 1} with input {shape} (batch, "
+                f"{'frames, ' if is_clip else ''}channels, height, width) on {self.args.device}: lower "
+                f"--per_device_train_batch_size (now {self.args.per_device_train_batch_size}; raise "
+                "--gradient_accumulation_steps to match) or --augmentation.crop_size, or turn on --bf16, "
+                f"--gradient_checkpointing{' or --model.config.detach_references' if is_clip else ''}"
             ) from error
         if not torch.isfinite(loss):
             self.not_finite.append(self.micro_batches_done)
@@ -438,11 +450,30 @@ class VSSTrainer(PushesModelFolder, Trainer):
                 raise full_disk_error(folder, needed) from error
             raise
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.load_weights(Path(resume_from_checkpoint))
+
     def _load_best_model(self) -> None:
-        super()._load_best_model()
+        assert self.state.best_model_checkpoint is not None  # the Trainer calls this only when there is one
+        best = Path(self.state.best_model_checkpoint)
+        if self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            self.load_weights(best)
         if self.ema is not None:
-            assert self.state.best_model_checkpoint is not None  # the Trainer calls this only when there is one
-            self.load_ema(Path(self.state.best_model_checkpoint))
+            self.load_ema(best)
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Take the weights from a checkpoint.
+
+        transformers writes some tensors, Swin's among them, under the names of its older versions. Its Trainer reads
+        them back by their names in the file, finds no such tensors in the model, and goes on without them.
+        """
+        model = self.unwrapped()
+        model.load_state_dict(load_strictly(type(model), checkpoint).state_dict())
 
     def load_ema(self, checkpoint: Path) -> None:
         """Take the average from a checkpoint."""

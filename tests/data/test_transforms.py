@@ -63,6 +63,7 @@ def levels(pixel_values):
         ({"aspect_jitter": 1.0}, "0 to 0.9"),
         ({"cat_max_ratio": -0.1}, "0 to 1"),
         ({"horizontal_flip_prob": 1.5}, "0 to 1"),
+        ({"time_reversal_prob": -1}, "0 to 1"),
         ({"photometric_prob": float("nan")}, "0 to 1"),
         ({"brightness": 32}, "0 to 1"),
         ({"contrast": (0.0, 1.0)}, "0 < smallest"),
@@ -233,6 +234,113 @@ def test_frames_of_a_clip_are_augmented_alike():
         for frame in several["pixel_values_videos"]:
             torch.testing.assert_close(frame, single["pixel_values"], rtol=0, atol=1e-6)
         assert torch.equal(single["labels"], several["labels"])
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "seed", "of_labels", "of_pixels"),
+    [
+        *[(1, 0, 214035, 38261.05), (1, 1, 217241, -243353.4), (1, 2, 17507520, 31964.67)],
+        *[(3, 0, 215339, 112181.78), (3, 1, 217853, -722371.5), (3, 2, 17513512, 101390.19)],
+    ],
+)
+def test_draws_stay_as_they_were(num_frames, seed, of_labels, of_pixels):
+    """Recorded before clips had labels and could be reversed: old seeds give the old images."""
+    example = TrainTransform(AugmentationConfig(crop_size=(48, 64)))(noise_sample(num_frames=num_frames), seed)
+    pixels = example["pixel_values" if num_frames == 1 else "pixel_values_videos"]
+    assert example.keys() == {"labels", "pixel_values" if num_frames == 1 else "pixel_values_videos"}
+
+    def checksum(tensor):  # weighted, so that pixels must be in their places
+        return float((tensor.double() * (torch.arange(tensor.numel()) % 97).view(tensor.shape)).sum())
+
+    assert checksum(example["labels"]) == of_labels
+    assert checksum(pixels) == pytest.approx(of_pixels, abs=1)  # other processors round float32 otherwise
+
+
+# --- the labels of all frames, and time
+
+
+def clip_sample(num_frames=4, height=48, width=64):
+    """Frames that are white where their label is 1, and another pattern for each."""
+    labels = torch.zeros(num_frames, height, width, dtype=torch.uint8)
+    for t in range(num_frames):
+        labels[t, 5 + 4 * t : 30 + 3 * t, 9 * t : 21 + 9 * t] = 1
+    frames = (labels * 255)[:, None].expand(-1, 3, -1, -1).contiguous()
+    return {"frames": frames, "labels": labels[-1], "reference_labels": labels[:-1], "video": "v", "frame": "0"}
+
+
+@pytest.mark.parametrize("crop_size", [(40, 56), (90, 90)])
+def test_labels_of_all_frames_follow_their_images(crop_size):
+    """Through every step of geometry, padding and reversal; 50 % grey must give the labels back."""
+    config = AugmentationConfig(crop_size=crop_size, photometric_prob=0.0, time_reversal_prob=0.5)
+    transform = TrainTransform(config, reference_labels=True)
+    disagreeing = total = 0
+    for seed in range(60):
+        example = transform(clip_sample(), seed)
+        labels = torch.cat([example["reference_labels"], example["labels"][None]])
+        assert labels.shape == (4, *crop_size) and labels.dtype == torch.int64
+        white = levels(example["pixel_values_videos"])[:, 0] > 127.5
+        labelled = labels != 255
+        assert (labelled == labelled[:1]).all()
+        disagreeing += int((white != (labels == 1))[labelled].sum())
+        total += int(labelled.sum())
+    assert disagreeing < 0.004 * total  # pixels on an edge that the resize put at 50 %
+
+
+def test_a_reversed_clip_is_the_clip_backwards():
+    forwards, backwards = (
+        TrainTransform(
+            AugmentationConfig(crop_size=(40, 56), cat_max_ratio=1.0, time_reversal_prob=probability),
+            reference_labels=True,
+        )
+        for probability in (1e-12, 1.0)  # both draw, with the same outcome for all the rest
+    )
+    for seed in range(10):
+        one, other = forwards(clip_sample(), seed), backwards(clip_sample(), seed)
+        assert torch.equal(other["pixel_values_videos"], one["pixel_values_videos"].flip(0))
+        labels, reversed_labels = (torch.cat([e["reference_labels"], e["labels"][None]]) for e in (one, other))
+        assert torch.equal(reversed_labels, labels.flip(0))
+        assert not torch.equal(one["labels"], other["labels"])
+
+
+def test_how_often_clips_are_reversed():
+    config = AugmentationConfig(crop_size=(48, 64), time_reversal_prob=0.25, **PLAIN)
+    sample = clip_sample()
+    reversed_ = [torch.equal(TrainTransform(config)(sample, seed)["labels"], sample["reference_labels"][0].long())
+                 for seed in range(400)]  # fmt: skip
+    assert abs(np.mean(reversed_) - 0.25) < 0.07
+    assert "reference_labels" not in TrainTransform(config)(sample, 0)  # needed here, not wanted there
+
+
+def test_the_window_is_chosen_by_the_labelled_frame():
+    """The other frames are of one class all over, which would ask for ten other windows."""
+    sample = noise_sample(num_frames=3)
+    others = torch.zeros(2, *sample["labels"].shape, dtype=torch.uint8)
+    config = AugmentationConfig(crop_size=(30, 30))
+    for seed in range(10):
+        with_others = TrainTransform(config, reference_labels=True)({**sample, "reference_labels": others}, seed)
+        alone = TrainTransform(config)(sample, seed)
+        assert torch.equal(with_others["labels"], alone["labels"])
+        assert torch.equal(with_others["pixel_values_videos"], alone["pixel_values_videos"])
+
+
+def test_clips_of_one_frame():
+    image = TrainTransform(AugmentationConfig(crop_size=(48, 64)))(noise_sample(), 3)
+    config = AugmentationConfig(crop_size=(48, 64), time_reversal_prob=1.0)  # there is nothing to reverse
+    clip = TrainTransform(config, for_video_model=True)(noise_sample(), 3)
+    assert clip.keys() == {"pixel_values_videos", "labels"}
+    assert torch.equal(clip["pixel_values_videos"], image["pixel_values"][None])
+    assert torch.equal(clip["labels"], image["labels"])
+
+
+def test_bad_labels_of_other_frames_are_named():
+    sample = clip_sample()
+    alone = {key: value for key, value in sample.items() if key != "reference_labels"}
+    reversing = AugmentationConfig(crop_size=(8, 8), time_reversal_prob=0.5)
+    for transform in (TrainTransform(AugmentationConfig((8, 8)), reference_labels=True), TrainTransform(reversing)):
+        with pytest.raises(ValueError, match="video 'v', frame '0' has no 'reference_labels'; load the data with"):
+            transform(alone, 0)
+        with pytest.raises(ValueError, match=r"'reference_labels' is torch.uint8 \(2, 48, 64\); it must be uint8 \(3"):
+            transform({**sample, "reference_labels": sample["reference_labels"][1:]}, 0)
 
 
 # --- colour

@@ -10,6 +10,7 @@ from make_tree import CAMVID, NAMES, frame_pixels, make_tree, mask_values, write
 from PIL import Image
 
 from vss_hf.data import ClassList, VSPWVideo, decode_frame, load_vspw, scan_split
+from vss_hf.modeling.configuration_st_ppm import STPPMConfig
 
 
 TRAIN = {"1_a-b_C": [12, 20, 28, 36, 44], "22_x_y-Z_-": [7, 9]}
@@ -79,7 +80,7 @@ def test_raw_labels_are_the_values_on_disk(root):
     ("clip_start", "clips"),
     [
         ("repeat", [[12, 12, 12], [12, 12, 20], [12, 20, 28], [12, 28, 36], [20, 36, 44]]),
-        ("mirror", [[36, 20, 12], [28, 12, 20], [20, 20, 28], [12, 28, 36], [20, 36, 44]]),
+        ("mirror", [[12, 12, 12], [20, 12, 20], [20, 20, 28], [12, 28, 36], [20, 36, 44]]),
         ("drop", [[12, 28, 36], [20, 36, 44]]),
     ],
 )
@@ -91,10 +92,64 @@ def test_clips(root, clip_start, clips):
         check_sample(sample, "1_a-b_C", numbers)
 
 
-def test_mirror_in_a_video_shorter_than_the_clip(root):
-    samples = [s for s in load_vspw(root, "train", frame_offsets=(-4,), clip_start="mirror")]
-    check_sample(samples[5], "22_x_y-Z_-", [9, 7])
-    check_sample(samples[6], "22_x_y-Z_-", [9, 9])
+@pytest.mark.parametrize("offsets", [(-9, -6, -3), (-4,), (-3, -1), (-1,), ()])
+@pytest.mark.parametrize("clip_start", ["repeat", "mirror", "existing"])
+def test_clips_are_those_of_the_models(root, clip_start, offsets):
+    """A model is trained with the frames that it will see; where it takes what exists, with its whole clips."""
+    config = STPPMConfig(frame_offsets=list(offsets), clip_start=clip_start)
+    policy = "drop" if clip_start == "existing" else clip_start
+    root = make_tree(root / "long", {"train": {"a": list(range(12)), "b": [3, 4]}})
+    rows = load_vspw(root, "train", frame_offsets=offsets, clip_start=policy).with_format(None)
+    found = {(row["video"], row["index"]): [int(name[-12:-4]) for name in row["images"]] for row in rows}
+    numbers = {"a": list(range(12)), "b": [3, 4]}
+    expected = {
+        (video, index): [frames[i] for i in config.clip_indices(index)]
+        for video, frames in numbers.items()
+        for index in range(len(frames))
+        if clip_start != "existing" or index >= config.num_past_frames
+    }
+    assert found == expected
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("clip_start", ["repeat", "mirror", "drop"])
+def test_labels_of_all_frames_of_a_clip(root, clip_start, streaming):
+    settings = dict(frame_offsets=(-2, -1), clip_start=clip_start, streaming=streaming)
+    plain, labelled = (list(load_vspw(root, "train", reference_labels=flag, **settings)) for flag in (False, True))
+    rows = load_vspw(root, "train", frame_offsets=(-2, -1), clip_start=clip_start).with_format(None)
+    for sample, other, row in zip(labelled, plain, rows, strict=True):
+        assert "reference_labels" not in other and torch.equal(sample["frames"], other["frames"])
+        assert torch.equal(sample["labels"], other["labels"])
+        numbers = [int(name[-12:-4]) for name in row["images"]]
+        expected = np.stack([to_labels(mask_values(row["video"], number)) for number in numbers[:-1]])
+        assert sample["reference_labels"].dtype == torch.uint8
+        assert np.array_equal(sample["reference_labels"], expected)
+
+
+def test_cache_reads_every_file_once(root):
+    """And holds it once, in however many clips it is: after a pass the files are not needed any more."""
+    settings = dict(frame_offsets=(-2, -1), reference_labels=True, raw_labels=True)
+    expected = list(load_vspw(root, "train", **settings))
+    data = load_vspw(root, "train", **settings, cache=True)
+    single = load_vspw(root, "test", cache=True)
+    list(data)
+    pixels = single[0]["frames"].data_ptr()
+    for path in (root / "data").rglob("*.png"):
+        path.unlink()
+    for sample, other in zip(list(data) + list(data.select(range(7))), expected * 2, strict=True):
+        assert sample.keys() == other.keys()
+        for key, value in other.items():
+            assert torch.equal(sample[key], value) if isinstance(value, torch.Tensor) else sample[key] == value
+    decoder = data.format["format_kwargs"]["transform"].__self__
+    assert len(decoder.cache) == 2 * 7  # frames and masks
+    assert single[0]["frames"].data_ptr() == pixels  # a single frame is not even copied
+
+
+def test_damaged_labels_of_another_frame(root):
+    write_mask(root / "data/3_v/mask/00000005.png", np.ones((18, 24), np.uint8))
+    load_vspw(root, "val", frame_offsets=(-1,))[1]  # not needed here
+    with pytest.raises(ValueError, match="mask/00000005.png: 24x18.*00000005.png has 23x18"):
+        load_vspw(root, "val", frame_offsets=(-1,), reference_labels=True)[1]
 
 
 @pytest.mark.parametrize("offsets", [(0,), (1,), (-1, -3), (-2, -2)])
@@ -112,6 +167,12 @@ def test_wrong_arguments(root):
         load_vspw(root, "test", raw_labels=True)
     with pytest.raises(ValueError, match="streaming=True"):
         load_vspw(root, "train", shuffle_seed=0)
+    with pytest.raises(ValueError, match="reference_labels=True, but split 'test' of .* has no masks"):
+        load_vspw(root, "test", frame_offsets=(-1,), reference_labels=True)
+    with pytest.raises(ValueError, match="reference_labels=True without frame_offsets"):
+        load_vspw(root, "train", reference_labels=True)
+    with pytest.raises(ValueError, match="cache=True with streaming=True"):
+        load_vspw(root, "train", cache=True, streaming=True)
 
 
 def test_map_style_works_in_loader_workers(root):

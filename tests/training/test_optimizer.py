@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from tiny import RESNET, make_default_data, make_trainer
 from torch import nn
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, TrainerCallback
 
 from vss_hf.modeling.architectures import config_from_preset
 from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
@@ -63,8 +65,6 @@ def test_every_parameter_is_in_the_right_group(model):
 
 
 def test_the_backbone_of_a_mask_model_is_found_inside_it():
-    from transformers import AutoModelForSemanticSegmentation
-
     stages = {"depths": [1] * 4, "num_heads": [1] * 4, "out_features": [f"stage{i}" for i in range(1, 5)]}
     config = config_from_preset(
         "mask2former-swin-large", backbone_config={**SWIN, "use_absolute_embeddings": False, **stages}
@@ -107,3 +107,95 @@ def test_frozen_parameters_are_left_out():
 def test_the_first_group_is_the_heads(model):
     """The Trainer logs the learning rate of the first group: `learning_rate` should be what the log shows."""
     assert parameter_groups(model, 1e-3, 1e-4, 0.05)[0]["lr"] == 1e-3
+
+
+def test_a_context_path_is_more_than_the_backbone():
+    """BiSeNet's paper calls the refinements on top of the backbone so, too; TBN-ViT trains all of it at one rate."""
+    backbone = {**RESNET, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
+    backbone["out_features"] = ["stage3", "stage4"]
+    fields = dict(backbone_config=backbone, spatial_channels=[8, 8, 8, 8], context_channels=8, fusion_channels=8)
+    config = AutoConfig.for_model("vss_bisenet", **fields, channels=8, auxiliary_channels=8)
+    model = AutoModelForSemanticSegmentation.from_config(config)
+    groups = groups_by_name(model, 5e-4, 2e-4, 1e-4, ["backbone", "context_path"])
+    slow = groups["backbone"]["params"] | groups["backbone_no_decay"]["params"]
+    assert slow == {n for n, _ in model.named_parameters() if n.split(".")[0] in ("backbone", "context_path")}
+    assert any("refine_fine" in name for name in slow) and {g["lr"] for g in groups.values()} == {2e-4, 5e-4}
+
+
+def test_unknown_part_of_the_model(model):
+    with pytest.raises(ValueError, match="no part 'context_path'; it has backbone, .*decode_head"):
+        parameter_groups(model, 1e-3, 1e-4, 0.05, ["backbone", "context_path"])
+
+
+# --- optimizers
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_default_data(tmp_path_factory.mktemp("data") / "videos")
+
+
+class Recorder(TrainerCallback):
+    """Notes every parameter before a step, its gradient, and the parameter afterwards, in float64."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        named = list(model.named_parameters())
+        self.steps.append({n: [p.detach().double(), p.grad.double()] for n, p in named if p.grad is not None})
+
+    def on_optimizer_step(self, args, state, control, model, **kwargs):
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                self.steps[-1][name].append(parameter.detach().double())
+
+
+def test_sgd_with_momentum_decay_and_polynomial_rate(root, tmp_path):
+    """Every step of a run against the formulas: buffer = 0.9 buffer + gradient + decay * weight, and so on."""
+    trainer = make_trainer(
+        root,
+        tmp_path,
+        max_steps=5,
+        optim="sgd",
+        optim_args="momentum=0.9",
+        learning_rate=0.05,
+        backbone_learning_rate=0.02,
+        weight_decay=0.1,
+        lr_scheduler_type="polynomial",
+        lr_scheduler_kwargs={"power": 0.9, "lr_end": 0.0},
+        max_grad_norm=0.0,
+    )
+    recorder = Recorder()
+    trainer.add_callback(recorder)
+    trainer.train()
+    decays, buffers = decay_by_module_type(trainer.model), {}
+    assert len(recorder.steps) == 5
+    for step, parameters in enumerate(recorder.steps):
+        for name, (before, gradient, after) in parameters.items():
+            rate = (0.02 if name.startswith("backbone") else 0.05) * (1 - step / 5) ** 0.9
+            update = gradient + (0.1 * before if decays[name] else 0)
+            buffers[name] = 0.9 * buffers.get(name, 0) + update
+            expected = before - rate * buffers[name]
+            assert (after - expected).abs().max() <= 1e-6 * max(1, expected.abs().max()), (step, name)
+    logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert logged == pytest.approx([0.05 * (1 - step / 5) ** 0.9 for step in range(5)], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"])
+def test_groups_with_every_optimizer(root, tmp_path, name):
+    trainer = make_trainer(
+        root, tmp_path, optim=name, learning_rate=0.03, backbone_learning_rate=0.01, weight_decay=0.2
+    )
+    groups = trainer.create_optimizer().param_groups
+    assert {(g["name"], g["lr"], g["weight_decay"]) for g in groups} == {
+        ("heads", 0.03, 0.2), ("heads_no_decay", 0.03, 0), ("backbone", 0.01, 0.2), ("backbone_no_decay", 0.01, 0),
+    }  # fmt: skip
+
+
+def test_optimizers_that_group_by_themselves(root, tmp_path, monkeypatch):
+    """GaLore and LOMO, which are packages of their own, answer like this."""
+    trainer = make_trainer(root, tmp_path, optim="galore_adamw")
+    monkeypatch.setattr(trainer, "get_optimizer_cls_and_kwargs", lambda *_: (torch.optim.AdamW, {"params": []}))
+    with pytest.raises(ValueError, match="--optim: AdamW makes parameter groups of its own"):
+        trainer.create_optimizer()

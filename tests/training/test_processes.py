@@ -17,7 +17,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 from tiny import losses, make_data, make_default_data, write_recipe
-from two_processes import CONFIGS, EXACT, STEPS, launched
+from two_processes import CONFIGS, EXACT, NORMS, STEPS, launched, norm_inputs
 
 from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.segmenter import VideoSegmenter
@@ -131,16 +131,44 @@ def test_all_evaluate_the_model_that_is_saved(root, out, ranks):
             assert metrics[f"eval_{key}"] == alone[key], key
 
 
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("name", NORMS)
+def test_a_synchronised_norm_is_the_norm_of_all_samples(ranks, name, single):
+    """Maps of different sizes, or one value in each process: against one BatchNorm over all values, in float64."""
+    inputs = [norm_inputs(rank, single).double() for rank in range(2)]
+    norm, first = NORMS[name]().double().train(), [norm_inputs(rank).double() - 50 for rank in range(2)]
+
+    def joined(maps):
+        return torch.cat([each.reshape(1, 3, 1, -1) for each in maps], dim=-1)  # (1, 3, 1, all values)
+
+    norm(joined(first))
+    values = joined(inputs).requires_grad_()
+    output = norm(values)
+    pattern = joined([torch.arange(each.numel()).view(each.shape).cos() for each in inputs])
+    (output * pattern).sum().backward()
+    found = [rank["norms"][name + (", one value" if single else "")] for rank in ranks]
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    for key, expected in (("output", output), ("gradient", values.grad)):
+        ours = joined([torch.tensor(each[key], dtype=torch.float64) for each in found])
+        torch.testing.assert_close(ours, expected, **close, msg=key)
+    for key, expected in norm.state_dict().items():
+        for each in found:
+            ours = torch.tensor(each[f"0.{key}"], dtype=expected.dtype)
+            torch.testing.assert_close(ours, expected, **close, msg=key)
+    for key, parameter in norm.named_parameters():  # DDP adds up what the processes have
+        ours = sum(torch.tensor(each[f"gradient of 0.{key}"], dtype=torch.float64) for each in found)
+        torch.testing.assert_close(ours, parameter.grad, **close, msg=key)
+
+
 # --- what is left by runs in several processes
 
 
-@pytest.mark.parametrize("folder", ["ddp_model", "sharded_model"])
+@pytest.mark.parametrize("folder", ["ddp_model", "sharded_model", "synchronised_model"])
 def test_one_process_loads_the_folder(root, out, ranks, folder):
     """With from_pretrained, and it gives the very numbers that the model gave in training."""
     segmenter = VideoSegmenter.from_pretrained(out / folder, "cpu")
-    assert json.loads((out / folder / "config.json").read_text())["architectures"] == ["FrozenNorms"] or (
-        folder == "ddp_model"
-    )
+    kind = "FrozenNorms" if folder == "sharded_model" else "OCRNetForSemanticSegmentation"
+    assert json.loads((out / folder / "config.json").read_text())["architectures"] == [kind]
     with torch.no_grad():
         logits = segmenter.model(torch.linspace(-2, 2, 3 * 32 * 48).reshape(1, 3, 32, 48)).logits
     assert torch.equal(logits, load_file(out / folder / "logits.safetensors")["logits"])

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from tiny import HEADS, RESNET, write_recipe
 
-from vss_hf.training.recipe import SECTIONS, load_recipe, parse_overrides
+from vss_hf.training.recipe import RECIPES, SECTIONS, load_recipe, parse_overrides
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_full_file(recipe_file, tmp_path):
     assert recipe.training.per_device_train_batch_size == 2
 
 
-@pytest.mark.parametrize("name", ["camvid-ocrnet", "demo-ocrnet"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_shipped_recipes(name):
     recipe = load(name, "--data.root", "videos")
     assert recipe.training.max_steps > 0 and recipe.training.output_dir == f"runs/{name}"

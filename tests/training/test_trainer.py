@@ -18,8 +18,10 @@ from tiny import (
     make_default_data,
     make_trainer,
     state_of,
+    tiny_clip_model,
     tiny_config,
     tiny_model,
+    training_clips,
     training_data,
 )
 from torch.nn import functional as F
@@ -120,16 +122,17 @@ def test_class_weights(root, tmp_path):
         assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_gradient_accumulation_equals_a_large_batch(root, tmp_path, weighted):
+@pytest.mark.parametrize("kind", ["images", "weighted images", "clips", "weighted clips"])
+def test_gradient_accumulation_equals_a_large_batch(root, tmp_path, kind):
     """With frozen BatchNorm, so that samples do not see each other, and SGD, which keeps small errors small."""
-    weights = torch.tensor([0.5, 2.0, 7.0]) if weighted else None
+    weights = torch.tensor([0.5, 2.0, 7.0]) if "weighted" in kind else None
     runs = []
     for batch_size, accumulation in ((8, 1), (4, 2), (2, 4)):
         trainer = make_trainer(
             root,
             tmp_path / f"{accumulation}",
-            model=tiny_model(root, FrozenNorms),
+            model=tiny_clip_model(root) if "clips" in kind else tiny_model(root, FrozenNorms),
+            data=training_clips(root) if "clips" in kind else training_data(root),
             class_weights=weights,
             per_device_train_batch_size=batch_size,
             gradient_accumulation_steps=accumulation,

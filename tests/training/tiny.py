@@ -14,8 +14,10 @@ from vss_hf.data.labels import ClassList
 from vss_hf.data.transforms import AugmentationConfig, TrainTransform
 from vss_hf.data.vspw import load_vspw
 from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
+from vss_hf.modeling.configuration_tcb_ocr import TCBOCRConfig
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
+from vss_hf.modeling.modeling_tcb_ocr import TCBOCRForVideoSemanticSegmentation
 from vss_hf.training.arguments import VSSTrainingArguments
 from vss_hf.training.draws import TrainingDraws, TrainingStream
 from vss_hf.training.trainer import VSSTrainer
@@ -77,7 +79,7 @@ def make_default_data(root: Path) -> Path:
 # --- model
 
 
-class FrozenNorms(OCRNetForSemanticSegmentation):
+class KeepsStatistics(nn.Module):
     """BatchNorm keeps its statistics, so that the samples of a batch do not see each other."""
 
     def train(self, mode: bool = True):
@@ -86,6 +88,14 @@ class FrozenNorms(OCRNetForSemanticSegmentation):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
+
+
+class FrozenNorms(KeepsStatistics, OCRNetForSemanticSegmentation):
+    """The tiny model, and BatchNorm keeps its statistics."""
+
+
+class FrozenClips(KeepsStatistics, TCBOCRForVideoSemanticSegmentation):
+    """A tiny video model, and BatchNorm keeps its statistics."""
 
 
 def tiny_config(root: Path, **fields) -> OCRNetConfig:
@@ -100,6 +110,16 @@ def tiny_model(root: Path, model_class=OCRNetForSemanticSegmentation, **fields):
     """The model of `tiny_config`, with the same weights at every call."""
     torch.manual_seed(0)
     return model_class(tiny_config(root, **fields))
+
+
+def tiny_clip_model(root: Path):
+    """A video model whose auxiliary loss counts all frames, with the same weights at every call."""
+    classes = ClassList.from_root(root)
+    heads = {"in_indices": [0, 1], "channels": 16, "ocr_channels": 8, "coarse_channels": 16, "coarse_kernel_size": 3}
+    names = {"id2label": classes.id2label, "label2id": classes.label2id}
+    fields = {"backbone_config": dict(RESNET), "frame_offsets": [-2, -1], "classifier_dropout": 0.0, **heads, **names}
+    torch.manual_seed(0)
+    return FrozenClips(TCBOCRConfig(**fields))
 
 
 # --- a run
@@ -119,6 +139,12 @@ def training_data(root: Path, seed: int = 42, streaming: bool = False, **changes
     if streaming:
         return TrainingStream(load_vspw(root, "train"), transform, seed)
     return TrainingDraws(load_vspw(root, "train"), transform, seed)
+
+
+def training_clips(root: Path, seed: int = 42) -> TrainingDraws:
+    """Augmented clips for `tiny_clip_model`, some of them played backwards."""
+    clips = load_vspw(root, "train", frame_offsets=(-2, -1), reference_labels=True)
+    return TrainingDraws(clips, TrainTransform(augmentation(time_reversal_prob=0.5), reference_labels=True), seed)
 
 
 def arguments(output_dir: Path, **changes) -> VSSTrainingArguments:

@@ -11,12 +11,25 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from safetensors.torch import save_file
-from tiny import FrozenNorms, arguments, losses, make_trainer, state_of, tiny_model, training_data
+from timm.layers import BatchNormAct2d
+from tiny import (
+    FrozenNorms,
+    arguments,
+    losses,
+    make_trainer,
+    state_of,
+    tiny_clip_model,
+    tiny_model,
+    training_clips,
+    training_data,
+)
 from torch import nn
 
 import vss_hf.training
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
+from vss_hf.modeling.layers import BatchNorm2d
 from vss_hf.training.sharded import is_sharded
+from vss_hf.training.sync_batchnorm import with_synchronised_batchnorm
 from vss_hf.training.trainer import VSSTrainer
 
 
@@ -26,6 +39,8 @@ EXACT = {  # cases in which one process and two must agree
     "plain": {},
     "weighted": {"class_weights": torch.tensor([0.5, 2.0, 7.0])},
     "stream": {"streaming": True},
+    "clips": {"clips": True},
+    "synchronised": {"sync_batchnorm": True},
 }
 SETTINGS = dict(
     max_steps=STEPS,
@@ -51,15 +66,21 @@ class Recorder:
 
 def run(root: Path, output_dir: Path, batch_size: int, case: str):
     """(trainer after a few steps with `batch_size` samples per process, the samples that this process took)."""
-    data = training_data(root, streaming=EXACT[case].get("streaming", False))
+    clips, synchronised = EXACT[case].get("clips", False), EXACT[case].get("sync_batchnorm", False)
+    data = training_clips(root) if clips else training_data(root, streaming=EXACT[case].get("streaming", False))
     data.transform = recorder = Recorder(data.transform)
+    if clips:
+        model = tiny_clip_model(root)
+    else:
+        model = tiny_model(root) if synchronised else tiny_model(root, FrozenNorms)
     trainer = make_trainer(
         root,
         output_dir,
-        model=tiny_model(root, FrozenNorms),
+        model=model,
         data=data,
         class_weights=EXACT[case].get("class_weights"),
         per_device_train_batch_size=batch_size,
+        sync_batchnorm=synchronised,
         **SETTINGS,
     )
     trainer.train()
@@ -86,6 +107,38 @@ def save_folder(trainer, folder: Path) -> dict:
             trainer.processing_class.save_pretrained(folder)
             save_file({"logits": logits}, folder / "logits.safetensors")
         return {"sharded": is_sharded(model), "class": type(model).__name__}
+
+
+# --- BatchNorm over processes
+
+NORMS = {
+    "plain": lambda: BatchNorm2d(3),
+    "with activation": lambda: BatchNormAct2d(3),
+    "mean of all batches": lambda: nn.BatchNorm2d(3, momentum=None),
+    "no affine": lambda: nn.BatchNorm2d(3, affine=False),
+}
+
+
+def norm_inputs(rank: int, single: bool = False) -> torch.Tensor:
+    """What a process puts into a BatchNorm: maps of another size in each, or one value per channel."""
+    shape, mean = ((1, 3, 1, 1), 0) if single else ((1, 3, 2 + rank, 5), 100)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(rank)) * (1 + rank) + mean
+
+
+def single_norms() -> dict:
+    """Outputs, gradients and statistics of single layers, each after two steps."""
+    rank, found = int(os.environ["RANK"]), {}
+    for name, build in NORMS.items():
+        for single in (False, True):
+            norm = with_synchronised_batchnorm(nn.Sequential(build()), 2, torch.device("cpu")).train()
+            norm(norm_inputs(rank) - 50)
+            values = norm_inputs(rank, single).requires_grad_()
+            output = norm(values)
+            (output * torch.arange(output.numel()).view(output.shape).cos()).sum().backward()
+            parts = {"output": output, "gradient": values.grad, **norm.state_dict()}
+            parts |= {f"gradient of {key}": parameter.grad for key, parameter in norm.named_parameters()}
+            found[f"{name}{', one value' if single else ''}"] = {key: part.tolist() for key, part in parts.items()}
+    return found
 
 
 # --- FSDP2
@@ -147,6 +200,9 @@ def quick(root: Path, out: Path) -> dict:
         if trainer.args.should_save:
             save_file(state_of(trainer.unwrapped()), out / f"{case}.safetensors")
             save_file(state_of(trainer.ema), out / f"{case}_ema.safetensors")
+        if case == "synchronised":
+            found[case]["saved"] = save_folder(trainer, out / "synchronised_model")
+    found["norms"] = single_norms()
     # Every process has BatchNorm statistics of its own, and still all evaluate the model that is saved.
     model = tiny_model(root)
     for module in model.modules():

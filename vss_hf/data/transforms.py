@@ -79,6 +79,8 @@ class AugmentationConfig:
         cat_max_ratio: a window is redrawn (at most 10 times) while one class covers this share of its labelled pixels
             or more, 0..1; 1 keeps the first window.
         horizontal_flip_prob: 0..1.
+        time_reversal_prob: 0..1, how often a clip is played backwards: its first frame then becomes the labelled one.
+            Needs the labels of all frames, and of single frames does nothing.
         photometric_prob: 0..1, drawn separately for brightness, contrast, saturation and hue.
         brightness: largest shift, as a fraction of the value range 0..1.
         contrast: (smallest, largest) factor on all three channels.
@@ -101,6 +103,7 @@ class AugmentationConfig:
     aspect_jitter: float = 0.2
     cat_max_ratio: float = 0.75
     horizontal_flip_prob: float = 0.5
+    time_reversal_prob: float = 0.0
     photometric_prob: float = 0.5
     brightness: float = 32 / 255
     contrast: tuple[float, float] = (0.5, 1.5)
@@ -123,7 +126,7 @@ class AugmentationConfig:
             _require(self, "scale_range", largest >= 1 and math.isclose(smallest, 1 / largest, rel_tol=0.01), allowed)
         for name, low, high in (
             ("aspect_jitter", 0, 0.9), ("cat_max_ratio", 0, 1), ("horizontal_flip_prob", 0, 1),
-            ("photometric_prob", 0, 1), ("brightness", 0, 1), ("hue", 0, 0.5),
+            ("time_reversal_prob", 0, 1), ("photometric_prob", 0, 1), ("brightness", 0, 1), ("hue", 0, 0.5),
         ):
             _require(self, name, _is_between(getattr(self, name), low, high), f"a number from {low} to {high}")
         for name in ("contrast", "saturation"):
@@ -182,13 +185,13 @@ def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     Plain "nearest" samples up to half a source pixel to the upper left and would shift labels against the image.
 
     Args:
-        labels: uint8 (H, W).
+        labels: uint8 (..., H, W).
         size: (h, w).
 
     Returns:
-        uint8 (h, w).
+        uint8 (..., h, w).
     """
-    if tuple(labels.shape) == tuple(size):
+    if tuple(labels.shape[-2:]) == tuple(size):
         return labels
     return F.resize(labels[None], list(size), interpolation=InterpolationMode.NEAREST_EXACT)[0]
 
@@ -277,31 +280,40 @@ class TrainTransform:
 
     Args:
         config: the settings.
+        for_video_model: give clips of one frame, too, instead of images.
+        reference_labels: give the labels of the frames before the labelled one as well.
     """
 
-    def __init__(self, config: AugmentationConfig):
+    def __init__(self, config: AugmentationConfig, *, for_video_model: bool = False, reference_labels: bool = False):
         self.config = config
+        self.for_video_model, self.reference_labels = for_video_model, reference_labels
 
     def __call__(self, sample: dict, seed: int) -> dict[str, torch.Tensor]:
         """Augments one sample; every frame of a clip gets the same geometry and the same colour change.
 
         Args:
-            sample: "frames" uint8 (T, 3, H, W) RGB and "labels" uint8 (H, W), 255 = ignore; left unchanged.
+            sample: "frames" uint8 (T, 3, H, W) RGB and "labels" uint8 (H, W), 255 = ignore; for T > 1, where they are
+                to be given back or the clip may be reversed, "reference_labels" uint8 (T - 1, H, W); left unchanged.
             seed: any integer of 64 bits.
 
         Returns:
             "pixel_values" float32 (3, h, w) for T = 1, or "pixel_values_videos" float32 (T, 3, h, w); "labels" int64
-            (h, w).
+            (h, w); and if wanted "reference_labels" int64 (T - 1, h, w).
 
         Raises:
             ValueError: frames or labels are missing, of another dtype, or of different sizes.
         """
-        frames, labels = _frames_of(sample), _labels_of(sample)
-        config, draw = self.config, _Draw(seed)
+        frames, config, draw = _frames_of(sample), self.config, _Draw(seed)
+        may_reverse = config.time_reversal_prob > 0 and frames.shape[0] > 1
+        labels = _labels_of(sample, with_references=self.reference_labels or may_reverse)  # (1 or T, H, W)
+        if may_reverse and draw.chance(config.time_reversal_prob):
+            frames, labels = frames.flip(0), labels.flip(0)
+        if not self.reference_labels:
+            labels = labels[-1:]
         size = self._draw_size(frames.shape[-2], frames.shape[-1], draw)
         labels = resize_labels(labels, size)
-        top, left, height, width = self._draw_window(labels, draw)
-        labels = labels[top : top + height, left : left + width]
+        top, left, height, width = self._draw_window(labels[-1], draw)
+        labels = labels[:, top : top + height, left : left + width]
         image = resize_frames(frames, size)[..., top : top + height, left : left + width]  # (T, 3, <=h, <=w) uint8
         if draw.chance(config.horizontal_flip_prob):
             image, labels = image.flip(-1), labels.flip(-1)
@@ -310,8 +322,13 @@ class TrainTransform:
         image = F.normalize(image, list(config.image_mean), list(config.image_std), inplace=True)
         padding = [0, 0, config.crop_size[1] - width, config.crop_size[0] - height]  # left, top, right, bottom
         if any(padding):
-            image, labels = F.pad(image, padding, fill=0), F.pad(labels[None], padding, fill=IGNORE_INDEX)[0]
-        return {**_pixel_values(image), "labels": labels.long()}
+            image, labels = F.pad(image, padding, fill=0), F.pad(labels, padding, fill=IGNORE_INDEX)
+        as_clip = self.for_video_model or len(image) > 1
+        example = {"pixel_values_videos": image} if as_clip else {"pixel_values": image[0]}
+        example["labels"] = labels[-1].long()
+        if self.reference_labels:
+            example["reference_labels"] = labels[:-1].long()
+        return example
 
     def _draw_size(self, height: int, width: int, draw: _Draw) -> tuple[int, int]:
         """Final size of the whole frame, so that it is resized only once, from the decoded pixels."""
@@ -340,11 +357,6 @@ class TrainTransform:
         return top, left, height, width
 
 
-def _pixel_values(image: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Names the network's input: one frame or a clip (T, 3, h, w)."""
-    return {"pixel_values": image[0]} if image.shape[0] == 1 else {"pixel_values_videos": image}
-
-
 def _place(sample: dict) -> str:
     return f"sample of video {sample.get('video', '?')!r}, frame {sample.get('frame', '?')!r}"
 
@@ -358,12 +370,24 @@ def _frames_of(sample: dict) -> torch.Tensor:
     return frames
 
 
-def _labels_of(sample: dict) -> torch.Tensor:
+def _labels_of(sample: dict, *, with_references: bool) -> torch.Tensor:
+    """(1, H, W), or with the other frames' labels (T, H, W); the labelled frame's come last."""
     if "labels" not in sample:
         raise ValueError(f"{_place(sample)} has no 'labels'; training needs a split with masks (train or val)")
-    labels, size = sample["labels"], tuple(sample["frames"].shape[-2:])
+    num_frames, _, height, width = sample["frames"].shape
+    labels = _checked_labels(sample, "labels", (height, width))[None]
+    if not with_references or num_frames == 1:
+        return labels
+    if "reference_labels" not in sample:
+        raise ValueError(f"{_place(sample)} has no 'reference_labels'; load the data with reference_labels=True")
+    others = _checked_labels(sample, "reference_labels", (num_frames - 1, height, width))
+    return torch.cat([others, labels])
+
+
+def _checked_labels(sample: dict, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    labels = sample[name]
     is_tensor = isinstance(labels, torch.Tensor)
-    if not is_tensor or labels.dtype != torch.uint8 or tuple(labels.shape) != size:
+    if not is_tensor or labels.dtype != torch.uint8 or tuple(labels.shape) != shape:
         found = f"{labels.dtype} {tuple(labels.shape)}" if is_tensor else type(labels).__name__
-        raise ValueError(f"{_place(sample)}: 'labels' is {found}; it must be uint8 {size}, the size of its frame")
+        raise ValueError(f"{_place(sample)}: {name!r} is {found}; it must be uint8 {shape}, the size of its frame")
     return labels
