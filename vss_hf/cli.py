@@ -2,10 +2,11 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -29,6 +30,8 @@ Protocol = Annotated[
     str, typer.Option(help="mIoU over classes present in the ground truth (vspw) or with union > 0 (evaluate).")
 ]
 VCProtocol = Annotated[str, typer.Option(help="Video consistency: vspw-official, paper or dvis-legacy.")]
+OverlayStyle = Literal["side-by-side", "painted"]
+SampleKind = Literal["scenes", "ambiguous"]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU if there is one.")]
 
 
@@ -113,17 +116,28 @@ def score(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="Model folder or Hub repo.")],
-    source: Annotated[Path, typer.Argument(help="Video file, folder of frames, one image, or a VSPW root.")],
+    model: Annotated[str, typer.Argument(help="Model folder or Hub repo; an image or a video model.")],
     out: Annotated[Path, typer.Option(help="Folder for <video>/<frame>.png.")],
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="INPUT", help="Video, folder of frames, image, VSPW root or video, camera number."),
+    ] = None,
+    camera: Annotated[int | None, typer.Option(min=0, help="Number of a camera, instead of INPUT.")] = None,
     split: Annotated[str, typer.Option(help="For a VSPW root: which split.")] = "test",
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write <video>_overlay.mp4.")] = False,
+    overlay_style: Annotated[
+        OverlayStyle, typer.Option(help="side-by-side: frame, painted frame, legend; painted: that frame alone.")
+    ] = "side-by-side",
+    alpha: Annotated[float, typer.Option(min=0, max=1, help="Strength of the overlay's colours.")] = 0.6,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="Stop each video or camera after so many.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Frames per forward pass, for image models.")] = 1,
     submission: Annotated[
         Path | None, typer.Option(help="Also pack the PNGs into this zip for the VSPW server.")
     ] = None,
+    json_file: JsonFile = None,
     device: Device = None,
 ) -> None:
-    """Label a video, frames or an image.
+    """Label a video, frames, an image or what a camera sees. Ctrl-C ends it and keeps what is done.
 
     Several GPUs share the videos of a VSPW root: torchrun --nproc_per_node=8 -m vss_hf predict ...
     """
@@ -131,17 +145,34 @@ def predict(
     from vss_hf.inference import predict as run
     from vss_hf.inference.processes import failing_together, is_first, joined_processes
 
-    check_writable(submission)
+    for path in (submission, json_file):
+        check_writable(path)
+    what = camera_or_path(source, camera)
     with joined_processes(device) as own_device:
         with failing_together():
             segmenter = VideoSegmenter.from_pretrained(model, own_device)
         results = run(
-            segmenter, source, out, split=split, overlay_video=overlay, submission=submission, progress=progress_bar
+            segmenter,
+            what,
+            out,
+            split=split,
+            batch_size=batch_size,
+            max_frames=max_frames,
+            overlay_video=overlay,
+            overlay_style=overlay_style,
+            alpha=alpha,
+            submission=submission,
+            progress=progress_bar,
         )
         if is_first():
-            typer.echo(f"{results['frames']} label maps of {results['videos']} videos in {out}")
+            rate = f"{results['frames_per_second']:.1f} frames per second"
+            typer.echo(f"{results['frames']} label maps of {results['videos']} videos in {out}, {rate}")
             for path in results["files"]:
                 typer.echo(path)
+            write_results(results, json_file)
+    if results["interrupted"] and not isinstance(what, int):  # a camera has no other end
+        typer.echo("stopped by Ctrl-C; what is written is whole", err=True)
+        raise typer.Exit(128 + signal.SIGINT)
 
 
 @app.command()
@@ -183,6 +214,10 @@ def convert(
     class_names: Annotated[
         Path | None, typer.Option(help="JSON list of class names in the order of the label values.")
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A field of the configuration to change; may be repeated."),
+    ] = None,
 ) -> None:
     """Turn an official checkpoint into a model folder that from_pretrained loads.
 
@@ -191,7 +226,8 @@ def convert(
     from vss_hf.convert.checkpoint import convert_checkpoint
 
     names = None if class_names is None else read_class_names(class_names)
-    converted = convert_checkpoint(checkpoint, source, arch, out, names)
+    fields = read_settings(settings) if settings else None
+    converted = convert_checkpoint(checkpoint, source, arch, out, names, fields)
     report = converted.report
     typer.echo(f"{out}: {len(report.loaded)} tensors of {arch}")
     for title, reasons in (("not used", report.unused), ("kept new", report.kept)):
@@ -245,11 +281,15 @@ def data_verify(
 def data_sample(
     root: Annotated[Path, typer.Argument(help="Folder to make.")],
     seed: Annotated[int, typer.Option(help="Another seed, other videos.")] = 0,
+    kind: Annotated[
+        SampleKind, typer.Option(help="scenes: five kinds of scene; ambiguous: single frames do not tell the classes.")
+    ] = "scenes",
 ) -> None:
     """Make a small procedural data set in VSPW layout, to try everything without a download."""
-    from vss_hf.data import make_sample_dataset
+    from vss_hf.data import make_ambiguous_dataset, make_sample_dataset
 
-    summary = make_sample_dataset(root, seed=seed)
+    make = {"scenes": make_sample_dataset, "ambiguous": make_ambiguous_dataset}[kind]
+    summary = make(root, seed=seed)
     verb = "already there" if summary["reused"] else "made"
     videos, frames = summary["videos"], summary["frames"]
     counts = ", ".join(f"{split} {videos[split]} videos/{n} frames" for split, n in frames.items())
@@ -287,6 +327,16 @@ def show_results(results: dict[str, Any]) -> None:
     Console().print(table)
 
 
+def camera_or_path(source: str | None, camera: int | None) -> str | int:
+    """What to label: the number of a camera, or a path."""
+    if (source is None) == (camera is None):
+        raise ValueError("give either INPUT (a path) or --camera (its number)")
+    if camera is not None:
+        return camera
+    assert source is not None
+    return int(source) if source.isdecimal() and not Path(source).exists() else source
+
+
 def by_reason(reasons: dict[str, str]) -> dict[str, list[str]]:
     """Names by what is said of them."""
     names: dict[str, list[str]] = {}
@@ -306,6 +356,21 @@ def read_class_names(path: Path) -> list[str]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: names {twice[0]!r} more than once; every class needs a name of its own")
     return names
+
+
+def read_settings(settings: list[str]) -> dict[str, Any]:
+    """The fields and values of FIELD=VALUE; values are YAML, as in recipes."""
+    from vss_hf.training.recipe import parse_yaml
+
+    fields: dict[str, Any] = {}
+    for setting in settings:
+        field, equals, value = setting.partition("=")
+        if not equals or not field.strip():
+            raise ValueError(f"--set {setting}: expected FIELD=VALUE, e.g. --set frame_offsets=[-2,-1]")
+        if field.strip() in fields:
+            raise ValueError(f"--set {setting}: {field.strip()} is already set")
+        fields[field.strip()] = parse_yaml(value, f"--set {setting}")
+    return fields
 
 
 def check_writable(path: Path | None) -> None:

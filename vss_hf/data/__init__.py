@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .labels import VSPW as VSPW
     from .labels import ClassList as ClassList
     from .sample import make_sample_dataset as make_sample_dataset
+    from .sample_ambiguous import make_ambiguous_dataset as make_ambiguous_dataset
     from .stream import FrameStream as FrameStream
     from .transforms import AugmentationConfig as AugmentationConfig
     from .transforms import TrainTransform as TrainTransform
@@ -37,6 +38,7 @@ _HOME = {
     "verify_dataset": "verify",
     "AugmentationConfig": "transforms",
     "TrainTransform": "transforms",
+    "make_ambiguous_dataset": "sample_ambiguous",
     "make_sample_dataset": "sample",
 }
 

@@ -6,23 +6,20 @@ that move in front of it and behind each other.
 Units: positions and sizes in the world are fractions of the canvas height, x to the right, y down; times are seconds.
 """
 
-import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import track
 
 from .labels import VSPW
+from .sample_files import FRAMES_PER_SECOND, check_parameters, save_video, write_sample_set
 from .sample_pictures import (
     DISK_ID,
     DRAWINGS,
-    MARGIN,
     OTHERS,
     Canvas,
     Rng,
@@ -34,39 +31,13 @@ from .sample_pictures import (
     paint_track,
     paint_wall,
 )
+from .sample_things import Thing, paste
 
 
 VOID = 255
-FRAMES_PER_SECOND = 15
+VSPW_IDS = dict(zip(VSPW.names, VSPW.disk_ids, strict=True))
 TRAIN_STEP = 3  # training videos keep every third frame, validation and test videos all of them
 GENERATOR_VERSION = 1  # raise when the pictures change: sample sets of another version are not reused
-PARAMETER_FILE = "sample.json"
-
-
-# --- one video's world
-
-
-@dataclass
-class _Thing:
-    """One thing of a video; its lower edge stands at `base`, its middle at `x` when the video's clock is 0."""
-
-    name: str
-    x: float
-    base: float
-    height: float
-    velocity: float = 0.0  # per second
-    bounce: float = 0.0
-    phase: float = 0.0
-    pictures: list[Image.Image] = field(default_factory=list)
-
-    @property
-    def disk_id(self) -> int:
-        return DISK_ID.get(self.name, OTHERS)
-
-    @property
-    def pictures_per_height(self) -> float:
-        """How many pictures pass while the thing moves by its own height: two steps, or one roll in pi heights."""
-        return 5 * 8 / np.pi if self.name == "ball" else 10
 
 
 # --- scenes
@@ -104,7 +75,7 @@ class _Scene:
         zoom = rng.uniform(0.82, 0.95, 2)
         tremor = rng.uniform(0, 2 * np.pi, 4)
         self.camera = _Camera(middle - travel, middle + travel, (zoom[0], zoom[1]), duration, tremor)
-        self.things: list[_Thing] = []
+        self.things: list[Thing] = []
 
     def add(self, name: str, base: float, height: float, *, speed: float = 0.0, screen: float | None = None) -> None:
         """Adds a thing that crosses the given place of the screen (0 left, 1 right) in the middle of the video."""
@@ -118,7 +89,8 @@ class _Scene:
         pictures = DRAWINGS[name](rng, max(24, round(1.2 * height * self.canvas.unit)))
         if velocity < 0 or (velocity == 0 and rng.random() < 0.5):
             pictures = [ImageOps.mirror(picture) for picture in pictures]
-        self.things.append(_Thing(name, x, base, height, velocity, bounce, rng.uniform(0, 1), pictures))
+        disk_id = DISK_ID.get(name, OTHERS)
+        self.things.append(Thing(name, disk_id, x, base, height, velocity, bounce, rng.uniform(0, 1), pictures))
 
 
 def _street(scene: _Scene) -> None:
@@ -236,49 +208,13 @@ def _render(scene: _Scene, times: list[float], height: int, width: int) -> Itera
         image = world.resize((width, height), Image.Resampling.BILINEAR, box=box)
         ids = world_ids.resize((width, height), Image.Resampling.NEAREST, box=box)
         for thing in sorted(scene.things, key=lambda thing: thing.base):
-            _paste(image, ids, thing, seconds, (left, top, scale), canvas.unit)
+            paste(image, ids, thing, seconds, (left, top, scale), canvas.unit)
         light = 1 + swing * np.sin(2 * np.pi * seconds / 3 + start)
         colours = np.asarray(image, np.float32) * (light * falloff[..., None] * tint).astype(np.float32)
         colours += sigma * rng.standard_normal(colours.shape, dtype=np.float32)
         if void_borders:
             ids = _with_void_borders(ids)
         yield Image.fromarray(np.clip(colours, 0, 255).astype(np.uint8)), ids
-
-
-def _paste(image: Image.Image, ids: Image.Image, thing: _Thing, seconds: float, window: tuple, unit: int) -> None:
-    """Draws one thing, to a fraction of a pixel, with a soft shadow; its id goes where it covers half a pixel."""
-    left, top, scale = window
-    walked = thing.phase + abs(thing.velocity) * seconds / thing.height  # in heights of the thing
-    picture = thing.pictures[int(walked * thing.pictures_per_height) % len(thing.pictures)]
-    jump = thing.bounce * abs(np.sin(np.pi * (thing.phase + 1.3 * seconds)))
-    shrink = thing.height * unit * scale * (1 + 2 * MARGIN) / picture.height  # frame pixels per picture pixel
-    middle = ((thing.x + thing.velocity * seconds) * unit - left) * scale
-    ground = (thing.base * unit - top) * scale
-    half = picture.width * shrink / 2
-    bottom = ground + (MARGIN * thing.height - jump) * unit * scale
-    box = (middle - half, bottom - picture.height * shrink, middle + half, bottom)
-    first, last = [int(np.ceil(value)) for value in box[:2]], [int(np.floor(value)) for value in box[2:]]
-    if last[0] <= 0 or first[0] >= image.width or last[0] <= first[0] or last[1] <= first[1]:
-        return
-    source = [(pixel - origin) / shrink for pixel, origin in zip(first + last, box[:2] * 2, strict=True)]
-    source = [min(max(value, 0.0), float(limit)) for value, limit in zip(source, picture.size * 2, strict=True)]
-    size = (last[0] - first[0], last[1] - first[1])
-    cut = picture.resize(size, Image.Resampling.BILINEAR, box=(source[0], source[1], source[2], source[3]))
-    if thing.name != "ship_or_boat":
-        _paste_shadow(image, middle, ground, half - MARGIN * thing.height * unit * scale)
-    alpha = cut.getchannel("A")
-    image.paste(cut.convert("RGB"), (first[0], first[1]), alpha)
-    covered = Image.fromarray(np.where(np.asarray(alpha) >= 128, 255, 0).astype(np.uint8))
-    ids.paste(thing.disk_id, (first[0], first[1]), covered)
-
-
-def _paste_shadow(image: Image.Image, middle: float, ground: float, half: float) -> None:
-    """Darkens a flat ellipse below a thing; the ground keeps its label."""
-    width, height = max(3, round(2.1 * half)), max(2, round(0.22 * half) + 1)
-    rows, columns = (2 * (np.arange(length) + 0.5) / length - 1 for length in (height, width))
-    strength = np.clip(1.2 - rows[:, None] ** 2 - columns[None] ** 2, 0, 1) * 120
-    mask = Image.fromarray(strength.astype(np.uint8))
-    image.paste((22, 22, 26), (round(middle - width / 2), round(ground - height / 2)), mask)
 
 
 def _with_void_borders(ids: Image.Image) -> Image.Image:
@@ -332,76 +268,19 @@ def make_sample_dataset(
         ValueError: an argument is out of range.
         FileExistsError: root holds something else.
     """
-    root = Path(root)
     parameters = {
         "seed": seed, "height": height, "width": width, "train_videos": train_videos, "val_videos": val_videos,
         "test_videos": test_videos, "frames_per_video": frames_per_video,
         "val_frames_per_video": val_frames_per_video, "generator_version": GENERATOR_VERSION,
     }  # fmt: skip
-    _check_parameters(parameters)
-    found = _existing_summary(root, parameters)
-    if found is not None:
-        return {"root": str(root), "reused": True, **found}
-
-    plan = [(split, number) for split in ("train", "val", "test") for number in range(parameters[f"{split}_videos"])]
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
-        partial = Path(scratch) / root.name
-        names: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-        frames, seen = dict.fromkeys(names, 0), np.zeros(256, np.int64)
-        console = Console(stderr=True)
-        hidden = not (progress and console.is_terminal)
-        bar = track(plan, "sample videos", console=console, transient=True, disable=hidden)
-        for place, (split, number) in enumerate(bar):
-            name, count, ids = _write_video(partial / "data", place, split, number, parameters)
-            names[split].append(name)
-            frames[split] += count
-            seen += ids
-        for split, videos in names.items():
-            (partial / f"{split}.txt").write_text("".join(f"{name}\n" for name in videos))
-        label_ids = {"others": OTHERS, **dict(zip(VSPW.names, VSPW.disk_ids, strict=True))}
-        (partial / "label_num_dic_final.json").write_text(json.dumps(label_ids, indent=1) + "\n")
-        summary = {
-            "parameters": parameters,
-            "classes": [name for name, disk_id in DISK_ID.items() if seen[disk_id]],
-            "videos": {split: len(videos) for split, videos in names.items()},
-            "frames": frames,
-        }
-        (partial / PARAMETER_FILE).write_text(json.dumps(summary, indent=1) + "\n")
-        partial.rename(root)  # last step: an interrupted run leaves no half data set
-    return {"root": str(root), "reused": False, **summary}
-
-
-def _check_parameters(parameters: dict[str, int]) -> None:
     limits = {
         "seed": (0, 2**63 - 1), "height": (48, 1080), "train_videos": (1, 10_000), "val_videos": (1, 10_000),
         "test_videos": (0, 10_000), "frames_per_video": (1, 10_000), "val_frames_per_video": (1, 10_000),
-        "width": (-(-parameters["height"] // 2), 3 * parameters["height"]),
+        "width": (-(-height // 2), 3 * height),
     }  # fmt: skip
-    for name, (low, high) in limits.items():
-        value = parameters[name]
-        if not low <= value <= high:
-            raise ValueError(f"make_sample_dataset: {name} is {value}; allowed: {low} to {high}")
-
-
-def _existing_summary(root: Path, parameters: dict[str, int]) -> dict | None:
-    """The summary of a sample set that is already there, None for a free place; anything else is an error."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return None
-    summary_file = root / PARAMETER_FILE
-    if not summary_file.is_file():
-        raise FileExistsError(f"{root} exists and is no sample data set (no {PARAMETER_FILE}); choose another folder")
-    summary = json.loads(summary_file.read_text())
-    there = summary.get("parameters", {})
-    different = [
-        f"{name} {there.get(name)} (asked: {value})" for name, value in parameters.items() if there.get(name) != value
-    ]
-    if different:
-        raise FileExistsError(
-            f"{root} holds a sample data set made with other arguments: {', '.join(different)}; "
-            "choose another folder or remove this one"
-        )
-    return summary
+    check_parameters("make_sample_dataset", parameters, limits)
+    write_video = partial(_write_video, parameters=parameters)
+    return write_sample_set(Path(root), parameters, VSPW_IDS, list(DISK_ID), write_video, progress)
 
 
 def _write_video(data: Path, place: int, split: str, number: int, parameters: dict) -> tuple[str, int, np.ndarray]:
@@ -416,16 +295,7 @@ def _write_video(data: Path, place: int, split: str, number: int, parameters: di
     SCENES[kind](scene)
 
     name = f"{place}_Sample-{kind}_{number:02d}"
-    (data / name / "origin").mkdir(parents=True)
-    if split != "test":
-        (data / name / "mask").mkdir()
     first = int(rng.integers(1, 90))  # VSPW's file names are positions in the source video, rarely from 0
-    pixels = np.zeros(256, np.int64)
-    times = [index * step / FRAMES_PER_SECOND for index in range(count)]
-    for index, (image, ids) in enumerate(_render(scene, times, height, width)):
-        stem = f"{first + index * step:08d}"
-        image.save(data / name / "origin" / f"{stem}.jpg", quality=88)
-        if split != "test":
-            ids.save(data / name / "mask" / f"{stem}.png")
-            pixels += np.bincount(np.asarray(ids).ravel(), minlength=256)
-    return name, count, pixels
+    pictures = _render(scene, [index * step / FRAMES_PER_SECOND for index in range(count)], height, width)
+    numbers = range(first, first + count * step, step)
+    return name, count, save_video(data / name, pictures, numbers, with_masks=split != "test", quality=88)

@@ -29,7 +29,7 @@ Rng = np.random.Generator
 # --- textures: float32 (rows, columns, 3) in 0..255
 
 
-def _noise(rng: Rng, shape: tuple[int, int], cell: tuple[float, float], octaves: int = 3) -> np.ndarray:
+def smooth_noise(rng: Rng, shape: tuple[int, int], cell: tuple[float, float], octaves: int = 3) -> np.ndarray:
     """Smooth fractal noise (rows, columns), mean near 0, standard deviation 1; cell = (rows, columns) of a bump."""
     total = np.zeros(shape, np.float32)
     for octave in range(octaves):
@@ -55,7 +55,7 @@ def _choice(rng: Rng, colours: tuple[Colour, ...], amount: float = 16) -> Colour
 
 def _foliage(rng: Rng, shape: tuple[int, int], unit: float) -> np.ndarray:
     colour = _choice(rng, ((62, 98, 44), (84, 106, 40), (48, 84, 52), (128, 104, 42)), 10)
-    clumps = 0.6 * _noise(rng, shape, (0.05 * unit, 0.05 * unit), 4) + 0.5 * rng.standard_normal(shape)
+    clumps = 0.6 * smooth_noise(rng, shape, (0.05 * unit, 0.05 * unit), 4) + 0.5 * rng.standard_normal(shape)
     return _tinted(clumps.astype(np.float32), colour, 0.28)
 
 
@@ -88,7 +88,7 @@ def paint_sky(canvas: Canvas, rng: Rng, bottom: float) -> None:
     low = high + (235 - high) * rng.uniform(0.3, 0.8)
     fall = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None, None]
     sky = np.broadcast_to(high + (low - high) * fall, (*shape, 3))
-    clouds = _noise(rng, shape, (0.13 * canvas.unit, 0.4 * canvas.unit), 4)[..., None]
+    clouds = smooth_noise(rng, shape, (0.13 * canvas.unit, 0.4 * canvas.unit), 4)[..., None]
     cover = np.clip(clouds - rng.uniform(-0.2, 0.8), 0, 1) * rng.uniform(0.5, 0.95)
     canvas.paint(rows, sky + (np.float32(242) - sky) * cover, DISK_ID["sky"])
 
@@ -97,12 +97,14 @@ def paint_ridge(canvas: Canvas, rng: Rng, base: float, height: float, name: str)
     """A mountain range or a far row of trees, standing on `base`."""
     rows, shape = canvas.rows(max(0, base - 1.6 * height), base)
     coarse = (1, 0.5 * canvas.unit) if name == "mountain" else (1, 0.14 * canvas.unit)
-    outline = height * canvas.unit * (1 + 0.28 * np.clip(_noise(rng, (2, canvas.width), coarse, 5)[0], -2, 2))
+    outline = height * canvas.unit * (1 + 0.28 * np.clip(smooth_noise(rng, (2, canvas.width), coarse, 5)[0], -2, 2))
     depth = np.arange(shape[0], dtype=np.float32)[:, None] - (shape[0] - outline)[None]  # pixels below the outline
     if name == "mountain":
         colour = _choice(rng, ((104, 112, 122), (112, 100, 84), (88, 106, 84)), 10)
-        texture = _tinted(_noise(rng, shape, (0.1 * canvas.unit, 0.06 * canvas.unit), 5), colour, 0.2)
-        snow = np.clip(0.25 - depth / (height * canvas.unit) + 0.1 * _noise(rng, shape, (12, 12)), 0, 0.2)[..., None]
+        texture = _tinted(smooth_noise(rng, shape, (0.1 * canvas.unit, 0.06 * canvas.unit), 5), colour, 0.2)
+        snow = np.clip(0.25 - depth / (height * canvas.unit) + 0.1 * smooth_noise(rng, shape, (12, 12)), 0, 0.2)[
+            ..., None
+        ]
         texture = texture + (np.float32(240) - texture) * 5 * snow * (rng.random() < 0.6)
         haze = np.float32(0.35) * np.linspace(0, 1, shape[0], dtype=np.float32)[:, None, None]
         texture = texture + (np.float32(190) - texture) * haze
@@ -118,17 +120,17 @@ def paint_ground(canvas: Canvas, rng: Rng, top: float, name: str, wavy: float = 
     depth = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None]
     if name == "grass":
         colour = _choice(rng, ((98, 138, 60), (122, 140, 70), (82, 120, 70), (150, 138, 82)), 8)
-        blades = 0.7 * _noise(rng, shape, (0.03 * unit, 0.008 * unit), 2)
-        blades += 0.6 * _noise(rng, shape, (0.1 * unit, 0.1 * unit))
+        blades = 0.7 * smooth_noise(rng, shape, (0.03 * unit, 0.008 * unit), 2)
+        blades += 0.6 * smooth_noise(rng, shape, (0.1 * unit, 0.1 * unit))
         texture = _tinted(blades, colour, 0.14) * (0.85 + 0.2 * depth[..., None])
     elif name == "water":
         colour = _choice(rng, ((74, 116, 146), (92, 128, 140), (110, 140, 168), (74, 104, 106)), 10)
-        ripples = _noise(rng, shape, (0.018 * unit, 0.2 * unit), 3)
+        ripples = smooth_noise(rng, shape, (0.018 * unit, 0.2 * unit), 3)
         texture = _tinted(ripples, colour, 0.13) * (1.15 - 0.25 * depth[..., None])
         texture += 70 * np.clip(ripples - 1.5, 0, 1)[..., None]  # glitter
     elif name == "road":
         colour = _choice(rng, ((104, 104, 108), (126, 122, 116), (84, 86, 92)), 6)
-        grain = 0.8 * _noise(rng, shape, (0.06 * unit, 0.3 * unit))
+        grain = 0.8 * smooth_noise(rng, shape, (0.06 * unit, 0.3 * unit))
         grain += 0.6 * rng.standard_normal(shape, dtype=np.float32)
         texture = _tinted(grain, colour, 0.07)
         along = np.arange(canvas.width)[None] / unit
@@ -142,12 +144,12 @@ def paint_ground(canvas: Canvas, rng: Rng, top: float, name: str, wavy: float = 
         centred = (np.arange(canvas.width)[None] - canvas.width / 2) / unit / row  # lines meet at a far point
         plank = np.floor(centred / 0.11).astype(int)
         shade = rng.normal(0, 0.1, 401).astype(np.float32)[plank % 401]
-        texture = _tinted(shade + 0.06 * _noise(rng, shape, (0.05 * unit, 0.02 * unit)), colour, 1.0)
+        texture = _tinted(shade + 0.06 * smooth_noise(rng, shape, (0.05 * unit, 0.02 * unit)), colour, 1.0)
         seams = (centred / 0.11) % 1 < 0.05
         texture[seams] *= 0.65
     edge = np.ones(shape, bool)
     if wavy:
-        outline = wavy * unit * np.clip(1 + 0.4 * _noise(rng, (2, canvas.width), (1, 0.7 * unit))[0], 0, 2)
+        outline = wavy * unit * np.clip(1 + 0.4 * smooth_noise(rng, (2, canvas.width), (1, 0.7 * unit))[0], 0, 2)
         edge = np.arange(shape[0])[:, None] > outline[None]
     canvas.paint(rows, texture, DISK_ID[name], edge)
 
@@ -169,7 +171,7 @@ def paint_building(canvas: Canvas, rng: Rng, left: float, top: float, width: flo
         return
     shape = (height, last - first)
     wall = _choice(rng, ((158, 116, 96), (176, 164, 146), (128, 128, 134), (196, 180, 150), (120, 92, 84)), 14)
-    texture = _tinted(_noise(rng, shape, (0.2 * unit, 0.2 * unit)), wall, 0.05)
+    texture = _tinted(smooth_noise(rng, shape, (0.2 * unit, 0.2 * unit)), wall, 0.05)
     row, column = np.indices(shape)
     texture[row % max(3, round(0.018 * unit)) == 0] *= 0.94  # courses of bricks
     pitch_y, pitch_x = rng.uniform(0.085, 0.12) * unit, rng.uniform(0.075, 0.12) * unit
@@ -189,7 +191,7 @@ def paint_wall(canvas: Canvas, rng: Rng, bottom: float) -> None:
     rows, shape = canvas.rows(0, bottom)
     unit = canvas.unit
     colour = _choice(rng, ((196, 186, 168), (150, 168, 178), (178, 150, 140), (158, 172, 150), (128, 128, 134)), 12)
-    texture = _tinted(_noise(rng, shape, (0.5 * unit, 0.5 * unit), 2), colour, 0.04)
+    texture = _tinted(smooth_noise(rng, shape, (0.5 * unit, 0.5 * unit), 2), colour, 0.04)
     row, column = np.indices(shape)
     if rng.random() < 0.5:
         texture[(column / unit / 0.07).astype(int) % 2 == 0] *= 0.93  # striped paper
@@ -209,7 +211,7 @@ def paint_wall(canvas: Canvas, rng: Rng, bottom: float) -> None:
         margin = round(0.02 * unit)
         paper = inside[margin:-margin, margin:-margin]
         if min(paper.shape) > 0:
-            hues = _noise(rng, paper.shape[:2], (0.06 * unit, 0.08 * unit))[..., None] * rng.normal(0, 40, 3)
+            hues = smooth_noise(rng, paper.shape[:2], (0.06 * unit, 0.08 * unit))[..., None] * rng.normal(0, 40, 3)
             paper[:] = np.clip(hues + 140, 20, 235)
         canvas.ids[box[0] : box[1], box[2] : box[3]] = OTHERS
 
@@ -263,7 +265,7 @@ class Pen:
         picture = np.asarray(self.image).astype(np.float32)
         shape = picture.shape[:2]
         light = np.linspace(1.12, 0.84, shape[0], dtype=np.float32)[:, None]
-        light = light + grain * _noise(rng, shape, (0.06 * shape[0], 0.06 * shape[0]), 2)
+        light = light + grain * smooth_noise(rng, shape, (0.06 * shape[0], 0.06 * shape[0]), 2)
         picture[..., :3] = np.clip(picture[..., :3] * light[..., None], 0, 255)
         return Image.fromarray(picture.astype(np.uint8))
 
