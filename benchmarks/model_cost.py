@@ -1,12 +1,13 @@
-"""Parameters and multiply-accumulates of every preset of an image model, with what the papers say.
+"""Parameters and multiply-accumulates of every preset, with what the papers say.
 
     python benchmarks/model_cost.py [PRESET ...] [--json OUT] [--markdown FILE] [--height 480 --width 853]
 
 Counted on the meta device (no weights, no arithmetic) with `torch.utils.flop_counter.FlopCounterMode`, eval forward of
-one image: convolutions, linear layers, and all matrix products of attention, at the sizes that they really have
-(windows padded to whole ones). The counter gives 2 FLOPs for one multiply-accumulate; this table divides by 2, because
-the papers' "GFLOPs" are multiply-accumulates. Norms, activations, softmax, resizing and the sampling of deformable
-operators are not counted. The result is exact and the same on every machine.
+one image, for a video model one `step` of a stream that has gone on for a while: convolutions, linear layers, and all
+matrix products of attention, at the sizes that they really have (windows padded to whole ones). The counter gives 2
+FLOPs for one multiply-accumulate; this table divides by 2, because the papers' "GFLOPs" are multiply-accumulates.
+Norms, activations, softmax, resizing and the sampling of deformable operators are not counted. The result is exact and
+the same on every machine.
 
 --markdown rewrites the table between the two marks in FILE (docs/models.md).
 """
@@ -15,6 +16,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 
 from benchmarks.markdown_tables import write_between  # noqa: E402
 from vss_hf.hub_cards.architectures import PUBLISHED, Published  # noqa: E402
-from vss_hf.modeling.architectures import MODELS, config_from_preset, model_class, presets  # noqa: E402
+from vss_hf.modeling.architectures import CLIP_BACKBONES, config_from_preset, model_class, presets  # noqa: E402
+from vss_hf.modeling.modeling_clip import StreamState  # noqa: E402
 
 
 # Chen et al. 2021 ("Semantic Segmentation on VSPW Dataset through Aggregation of Transformer Models"), at 480x853.
@@ -45,23 +48,21 @@ FIXTURES = {
     r"deeplabv3-.*": "03_cnn_heads/resnetv1c50_os8_aspp",
     r"semantic-fpn-.*": "03_cnn_heads/resnet18_semanticfpn",
     r"pspnet-.*-vspw": "07_vspw_clip/pspnet_deepsup",
-    r"bisenet-.*": "09_bisenetv1/context_path",
+    r"(bisenet|tbn)-.*": "09_bisenetv1/context_path",
+    r"st-ppm-.*": "07_vspw_clip/clip_psp",
+    r"tcb-ocr-.*": "07_vspw_clip/clip_ocr",
+    r"tmanet-.*": "08_tmanet/tmanet_T2",
 }
 MARKS = ("<!-- presets: begin (benchmarks/model_cost.py --markdown) -->", "<!-- presets: end -->")
-
-
-def image_presets() -> dict[str, str]:
-    """The presets that take single images, with their model types."""
-    return {name: model_type for name, model_type in presets().items() if model_type in MODELS}
 
 
 def model_cost(preset: str, num_labels: int = 124, size: tuple[int, int] = (480, 853)) -> dict[str, float]:
     """Cost of one preset.
 
     Args:
-        preset: a name that `image_presets()` lists.
+        preset: a name that `presets()` lists.
         num_labels: number of classes.
-        size: (height, width) of the image, in pixels.
+        size: (height, width) of the image or frame, in pixels.
 
     Returns:
         Millions of parameters (`parameters_m`, `backbone_parameters_m`, `head_parameters_m`), 10^9
@@ -72,7 +73,9 @@ def model_cost(preset: str, num_labels: int = 124, size: tuple[int, int] = (480,
         model = model_class(config.model_type)(config).eval()
         pixels = torch.empty(1, 3, *size)
     backbone = find_backbone(model)
-    total, logits = macs(model, pixels)
+    total, logits = macs(model if not hasattr(model, "init_state") else stream(model, pixels), pixels)
+    if config.backbone_config.model_type in CLIP_BACKBONES:
+        pixels = pixels.expand(len(config.frame_offsets) + 1, -1, -1, -1).unsqueeze(0)  # (1, T, 3, H, W)
     backbone_total, _ = macs(backbone, pixels)
     parameters = sum(p.numel() for p in model.parameters())
     backbone_parameters = sum(p.numel() for p in backbone.parameters())
@@ -94,7 +97,15 @@ def find_backbone(model: Any) -> torch.nn.Module:
     return model.model.pixel_level_module.encoder
 
 
-def macs(model: torch.nn.Module, pixels: torch.Tensor) -> tuple[int, torch.Tensor]:
+@torch.no_grad()
+def stream(model: Any, pixels: torch.Tensor) -> Callable[[torch.Tensor], Any]:
+    """`step` of a video model with as many frames in its state as it remembers."""
+    _, state = model.step(pixels, model.init_state())
+    state = StreamState(state.frames * model.config.num_past_frames)
+    return lambda frame: model.step(frame, state)[0]
+
+
+def macs(model: Callable[[torch.Tensor], Any], pixels: torch.Tensor) -> tuple[int, torch.Tensor]:
     """Multiply-accumulates of one forward, and its logits (masks; last feature map)."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         output = model(pixels)
@@ -150,7 +161,7 @@ def main():
     options = parser.parse_args()
 
     size = (options.height, options.width)
-    model_types = image_presets()
+    model_types = presets()
     print(f"one image of {options.height}x{options.width}, {options.num_labels} classes; MAC: multiply-accumulate")
     columns = ("parameters M", "= backbone", "+ heads", "GMAC", "= backbone", "+ heads", "stride", "paper GMAC")
     print(f"{'':32}" + "".join(f"{column:>13}" for column in columns))

@@ -42,13 +42,7 @@ def auto_class(source: str | Path, revision: str | None = None, **settings: Any)
         AutoModel for a video model, AutoModelForUniversalSegmentation for transformers' own mask models, otherwise
         AutoModelForSemanticSegmentation.
     """
-    config: dict[str, Any] = {}
-    if (Path(source) / "config.json").is_file():
-        config = read_json(Path(source) / "config.json")
-    elif is_hub_id(source):
-        with loading(source):
-            config, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-    model_type = str(config.get("model_type"))
+    model_type = str(stored_config(source, revision).get("model_type"))
     if model_type in VIDEO_MODELS:
         return AutoModel
     if model_type in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES:
@@ -56,18 +50,31 @@ def auto_class(source: str | Path, revision: str | None = None, **settings: Any)
     return AutoModelForSemanticSegmentation
 
 
+def stored_config(source: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """The fields in the config.json of a folder or Hub repo; none where there is no such file."""
+    if (Path(source) / "config.json").is_file():
+        return read_json(Path(source) / "config.json")
+    if not is_hub_id(source):
+        return {}
+    with loading(source):
+        return PreTrainedConfig.get_config_dict(source, revision=revision)[0]
+
+
 def is_hub_id(source: str | Path) -> bool:
     """Whether `source` is no folder and looks like user/name."""
     return not Path(source).exists() and str(source).count("/") == 1 and str(source)[:1] not in "./"
 
 
-def load_strictly(model_class: Any, source: str | Path, *, new: tuple[str, ...] = (), **settings: Any) -> Any:
+def load_strictly(
+    model_class: Any, source: str | Path, *, new: tuple[str, ...] = (), added: tuple[str, ...] = (), **settings: Any
+) -> Any:
     """`model_class.from_pretrained(source)`, with an error for everything that does not fit.
 
     Args:
         model_class: a model or Auto class.
         source: folder or Hub id.
         new: parts of names, e.g. "classifier", of tensors that keep new weights where the shapes differ.
+        added: likewise of tensors that keep new weights where the source has none.
         settings: for `from_pretrained`, e.g. `revision`.
 
     Returns:
@@ -95,7 +102,7 @@ def load_strictly(model_class: Any, source: str | Path, *, new: tuple[str, ...] 
         )
     own = model.state_dict()
     problems = {
-        "missing": sorted(report["missing_keys"]),
+        "missing": sorted(name for name in report["missing_keys"] if not any(part in name for part in added)),
         "unexpected": sorted(report["unexpected_keys"]),
         "other shape": [
             f"{name}: {tuple(found)} for {tuple(expected)}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import SwinConfig, SwinModel
 
-from benchmarks.model_cost import MARKS, differences, image_presets, markdown_row, model_cost
+from benchmarks.model_cost import MARKS, differences, markdown_row, model_cost
 from vss_hf.convert.state_dict import BACKBONE_TABLES, HEAD_TABLES
 from vss_hf.hub_cards.architectures import ARCHITECTURES, BACKBONE_PAPERS, PUBLISHED
 from vss_hf.modeling.architectures import BACKBONES, MODELS, VIDEO_MODELS, presets
@@ -53,7 +53,7 @@ def test_every_source_is_on_the_page():
 
 def test_every_preset_is_in_the_table():
     table = PAGE.split(MARKS[0])[1].split(MARKS[1])[0]
-    assert re.findall(r"^\| `([^`]+)` \| `(vss_\w+)`", table, re.MULTILINE) == list(image_presets().items())
+    assert re.findall(r"^\| `([^`]+)` \| `(vss_\w+)`", table, re.MULTILINE) == list(presets().items())
     assert set(PUBLISHED) <= set(presets())
     for preset in ("upernet-convnext-tiny", "ocrnet-hrnet-w18", "segformer-b0"):
         assert markdown_row(preset, presets()[preset], model_cost(preset), differences(PAGE)) in table

@@ -1,4 +1,4 @@
-"""What the README tells people to paste is pasted here, in a folder that looks as it does after `make demo`."""
+"""What README.md and docs/video.md tell people to paste is pasted here, in a folder as it is after `make demo`."""
 
 import re
 import shlex
@@ -17,11 +17,19 @@ from vss_hf.training.recipe import build_recipe
 from vss_hf.video_io import VideoWriter, read_frames
 
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+PYTHON = blocks("README.md", "python")
 SHELL = [
     line.split("  #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for page in ("README.md", "docs/video.md")
+    for block in blocks(page, "bash")
     for line in block.splitlines()
 ]
 
@@ -52,12 +60,26 @@ def after_demo(tmp_path_factory) -> Path:
 def test_python_blocks(after_demo):
     """All blocks in one process, one after the other, as a reader would paste them; pushing needs the Hub."""
     offline = [block for block in PYTHON if "push_to_hub" not in block]
-    assert len(offline) == 3
-    names = [path.name for path in (after_demo / "demo/sample_videos/data").iterdir()]
-    code = re.sub(r"data/[^/\"]+/origin", f"data/{names[0]}/origin", "\n".join(offline))
-    result = subprocess.run([sys.executable, "-c", code], cwd=after_demo, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    assert len(offline) == 4
+    result = run_blocks(offline, after_demo)
     assert 0.5 < float(result.stdout.split()[-1]) < 1  # mIoU of labels of which a tenth was overwritten
+
+
+def test_blocks_about_videos(after_demo):
+    result = run_blocks(blocks("docs/video.md", "python"), after_demo)
+    offsets, *lines = result.stdout.splitlines()
+    count = len(lines) // 2  # each frame by VideoSegmenter, then by the pipeline
+    assert offsets == "[-9, -6, -3]" and [line[-8:] for line in lines[:count]] == ["(48, 64)"] * count
+    assert [line.split()[0] for line in lines[count:]] == [str(number) for number in range(count)] and count > 1
+
+
+def run_blocks(code: list[str], folder: Path) -> subprocess.CompletedProcess:
+    """Run code in `folder`, on a video that is there; the demo itself has longer names."""
+    name = next((folder / "demo/sample_videos/data").iterdir()).name
+    text = re.sub(r"sample_videos/data/[^/\"]+", f"sample_videos/data/{name}", "\n".join(code))
+    result = subprocess.run([sys.executable, "-c", text], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result
 
 
 def test_pushing_compiles():
@@ -72,7 +94,14 @@ def test_commands_on_the_demo(command, after_demo):
     assert result.returncode == 0, result.stderr
 
 
-def test_recipe_is_valid(tmp_path):
-    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+def test_recipe_is_valid():
+    (block,) = blocks("README.md", "yaml")
     recipe = build_recipe({"model": {}, "data": {}, "augmentation": {}, "training": {}, **yaml.safe_load(block)})
     assert recipe.training.max_steps == 160000 and recipe.augmentation.crop_size == (480, 853)
+
+
+def test_recipe_of_a_video_model_is_valid():
+    (block,) = blocks("docs/video.md", "yaml")
+    given = {"model": {}, "data": {"root": "."}, "augmentation": {}, "training": {}, **yaml.safe_load(block)}
+    recipe = build_recipe(given)
+    assert recipe.model.build_config().model_type == "vss_tbn_vit" and recipe.training.loss == "ohem"

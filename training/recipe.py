@@ -94,7 +94,8 @@ class ModelRecipe:
             model's `frame_offsets` and `clip_start` tell which frames it is trained with, too.
         backbone_weights: pretrained weights of the backbone: a folder or Hub id, or a timm name for a timm backbone.
         init_from: a model folder or Hub id whose weights the run starts from (fine-tuning). A class list of another
-            length gets a new classifier; one of the same length keeps it, whatever its names. Excludes the others.
+            length gets a new classifier; one of the same length keeps it, whatever its names. `config` may change
+            fields, also an image model into the video model of its tensors: a `vss_bisenet` into a `vss_tbn_vit`.
     """
 
     preset: str | None = None
@@ -103,8 +104,8 @@ class ModelRecipe:
     init_from: str | None = None
 
     def __post_init__(self):
-        if self.init_from and (self.preset or self.config or self.backbone_weights):
-            raise ValueError("model.init_from has its own configuration; leave out preset, config, backbone_weights")
+        if self.init_from and (self.preset or self.backbone_weights):
+            raise ValueError("model.init_from is a whole model; leave out preset and backbone_weights")
         if not self.init_from:
             self.build_config()
 

@@ -1,5 +1,6 @@
 """One run from a recipe to a model folder with its card."""
 
+import copy
 import os
 import sys
 import time
@@ -9,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoModelForSemanticSegmentation, set_seed
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForSemanticSegmentation, set_seed
 
 from vss_hf.data.labels import ClassList
 from vss_hf.data.transforms import TrainTransform
@@ -22,12 +24,12 @@ from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.architectures import VIDEO_MODELS
 from vss_hf.modeling.backbone import load_backbone_weights
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
-from vss_hf.modeling.loading import load_segmentation_model
+from vss_hf.modeling.loading import auto_class, load_segmentation_model, load_strictly, stored_config
 from vss_hf.visualize import overlay_sheet, plot_training_curve
 
 from .cpu_memory import keep_freed_memory
 from .draws import TrainingDraws, TrainingStream
-from .recipe import ModelRecipe, Recipe, load_recipe
+from .recipe import FROM_DATA, ModelRecipe, Recipe, check_config, load_recipe
 from .trainer import VSSTrainer
 
 
@@ -159,6 +161,7 @@ def training_data(recipe: Recipe, config: Any) -> TrainingDraws | TrainingStream
 
 
 CLASSIFIERS = ("classifier", "class_predictor", "criterion.empty_weight")  # the last two of mask models
+ADDED_BY_TIME = ("context_conv", "frame_score")  # what video models have beside the tensors of their image models
 
 
 def build_model(recipe: ModelRecipe, classes: ClassList) -> Any:
@@ -166,12 +169,29 @@ def build_model(recipe: ModelRecipe, classes: ClassList) -> Any:
     labels = {"id2label": classes.id2label, "label2id": classes.label2id}
     if recipe.init_from:
         # A classifier of another size is replaced; everything else must fit.
-        return load_segmentation_model(recipe.init_from, new=CLASSIFIERS, **labels)
+        if not recipe.config:
+            return load_segmentation_model(recipe.init_from, new=CLASSIFIERS, **labels)
+        config = changed_config(recipe.init_from, recipe.config, labels)
+        kind = AutoModel if config.model_type in VIDEO_MODELS else auto_class(recipe.init_from)
+        return load_strictly(kind, recipe.init_from, new=CLASSIFIERS, added=ADDED_BY_TIME, config=config)
     config = recipe.build_config(**labels)
     model = (AutoModel if config.model_type in VIDEO_MODELS else AutoModelForSemanticSegmentation).from_config(config)
     if recipe.backbone_weights:
         load_backbone_weights(model.backbone, recipe.backbone_weights)
     return model
+
+
+def changed_config(source: str, changes: dict[str, Any], labels: dict[str, Any]) -> Any:
+    """The configuration of the model in `source`, with some fields changed, and the class list in `labels`."""
+    stored = stored_config(source)
+    model_type = changes.get("model_type", stored.get("model_type"))
+    check_config({**changes, "model_type": model_type}, "model.config")
+    fields = {name: value for name, value in stored.items() if name not in FROM_DATA}
+    fields = {**fields, **copy.deepcopy(changes), **labels, "model_type": model_type}
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(fields)
+    except StrictDataclassError as error:
+        raise ValueError(f"model.config: {' '.join(str(error).split())}") from error
 
 
 def build_processor(recipe: Recipe) -> VSSImageProcessor:

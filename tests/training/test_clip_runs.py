@@ -1,5 +1,6 @@
 """Training on clips: whole runs of every video model, from recipe to scored model folder, and what stops them."""
 
+import copy
 import json
 import math
 import shutil
@@ -10,8 +11,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import make_data, make_default_data, write_recipe
-from tiny_video_models import TINY
-from transformers import AutoModel
+from tiny_video_models import TINY, build
+from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 
 from vss_hf.data.labels import ClassList
 from vss_hf.inference.evaluation import evaluate_model
@@ -78,6 +79,58 @@ def test_a_preset(root, tmp_path):
     path = clip_recipe(tmp_path, root, model={"preset": "st-ppm-resnet101", "config": {"frame_offsets": [-2]}})
     config = load_recipe(path).model.build_config()
     assert config.model_type == "vss_st_ppm" and config.frame_offsets == [-2]
+
+
+# --- starting from another model
+
+IMAGE_MODELS = {"vss_tbn_vit": "vss_bisenet", "vss_st_ppm": "vss_pspnet", "vss_tcb_ocr": "vss_ocrnet"}
+NEW_TENSORS = {"vss_tbn_vit": {"decode_head.context_conv.weight"}, "vss_st_ppm": {"frame_score.weight"}}
+
+
+@pytest.mark.parametrize("model_type", IMAGE_MODELS)
+def test_an_image_model_is_continued_with_time(root, tmp_path, model_type):
+    fields = {key: value for key, value in TINY[model_type].items() if key != "frame_weights"}
+    image_config = AutoConfig.for_model(IMAGE_MODELS[model_type], **copy.deepcopy(fields), num_labels=3)
+    image_model = AutoModelForSemanticSegmentation.from_config(image_config)
+    image_model.save_pretrained(tmp_path / "image")
+    config = {"model_type": model_type, "frame_offsets": [-2], "detach_references": True}
+    if "frame_weights" in TINY[model_type]:
+        config["frame_weights"] = "learned"
+    path = clip_recipe(tmp_path, root, model={"init_from": str(tmp_path / "image"), "config": config})
+    recipe = load_recipe(path)
+    assert recipe.to_dict()["model"]["config"] == config
+    model = build_model(recipe.model, ClassList.from_root(root))
+    assert model.config.model_type == model_type and model.config.frame_offsets == [-2]
+    assert model.config.detach_references and model.config.label2id == {"road": 0, "sky": 1, "tree": 2}
+    ours, theirs = model.state_dict(), image_model.state_dict()
+    assert ours.keys() - theirs.keys() == NEW_TENSORS.get(model_type, set())
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+    # And a video model with other frames, for what its config.json says else.
+    model.save_pretrained(tmp_path / "video")
+    changed = {"frame_offsets": [-4, -1], "detach_references": False}
+    again = build_model(ModelRecipe(init_from=str(tmp_path / "video"), config=changed), ClassList.from_root(root))
+    assert type(again) is type(model) and again.config.frame_offsets == [-4, -1]
+    assert not again.config.detach_references and again.config.to_dict().keys() == model.config.to_dict().keys()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in again.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"frame_ofsets": [-1]}, "model.config has no field 'frame_ofsets'; did you mean 'frame_offsets'"),
+        ({"frame_offsets": [1]}, "model.config: .*frame_offsets=.1.: expected different numbers from -1000 to -1"),
+        ({"num_labels": 3}, "model.config.num_labels comes from the data set"),
+        ({"model_type": "vss_tbn"}, "model.config.model_type 'vss_tbn' is not known; did you mean 'vss_tbn_vit'"),
+        ({"model_type": "vss_tcb_ocr"}, "weights do not fit TCBOCRForVideo"),
+        ({"channels": 12}, r"do not fit STPPM.*other shape: .*\(8,.* for \(12,"),
+        ({"frame_weights": None}, "do not fit STPPM.*unexpected: frame_score.weight"),
+    ],
+)
+def test_what_does_not_fit_the_model_to_start_from(root, tmp_path, config, message):
+    build("vss_st_ppm").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        build_model(ModelRecipe(init_from=str(tmp_path), config=config), ClassList.from_root(root))
 
 
 # --- what the model asks for is what it gets
