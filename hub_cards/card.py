@@ -40,7 +40,9 @@ SUMMARY_FIELDS = (
     "bf16", "fp16", "seed",
 )  # fmt: skip
 # Of what kind the entries are that the card reads, where there are any.
-CONFIG_KINDS = {"model_type": str, "id2label": dict, "backbone_config": dict, "in_indices": list}
+CONFIG_KINDS = {
+    "model_type": str, "id2label": dict, "backbone_config": dict, "in_indices": list, "frame_offsets": list,
+}  # fmt: skip
 BACKBONE_KINDS = {"model_type": str, "backbone": str, "depths": list, "out_features": list}
 RUN_KINDS = {"dataset": str, "split": str, "train_split": str, "hardware": str, "versions": dict, "date": str}
 STATISTICS = ("running_mean", "running_var", "empty_weight")  # float tensors that are not learned
@@ -166,6 +168,7 @@ def render_card(
     recipe = scrub(_read(folder / "training_recipe.yaml") or {})
     flat = _flatten(recipe)
 
+    is_video_model = "frame_offsets" in config
     name = repo_id or folder.resolve().name
     given_title = title
     title = title or (name.split("/")[-1] if name != "model" else folder.resolve().parent.name)  # <output_dir>/model
@@ -198,6 +201,8 @@ def render_card(
         has_curve=(folder / "training_curve.png").is_file(),
         repo_id=repo_id,
         source=name,
+        is_video_model=is_video_model,
+        auto_class="AutoModel" if is_video_model else "AutoModelForSemanticSegmentation",
         training_data=training_data,
         training_coverage=_coverage(trained),
         labels=labels,
@@ -282,6 +287,9 @@ def _architecture(config: Mapping[str, Any], folder: Path) -> list[str]:
     if strides := _strides(config):
         listed = ", ".join(map(str, strides))
         sentences.append(f"The head reads feature maps at strides {listed}; the logits have stride {strides[0]}.")
+    if offsets := config.get("frame_offsets"):
+        listed = ", ".join(map(str, offsets))
+        sentences.append(f"Each frame is labelled with the help of earlier ones (frame offsets {listed}).")
     count = count_parameters(folder)
     size = f"{count / 1e6:.1f} million parameters ({count:,})." if count else "The folder holds no weights."
     return [*sentences, size, *_origin(folder)]

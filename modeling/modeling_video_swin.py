@@ -60,7 +60,7 @@ class VideoSwinForVideoSemanticSegmentation(ClipSegmenterModel):
         return outputs, logits, tuple(part.unsqueeze(1) for part in auxiliary_logits)
 
     def describe_frame(self, pixel_values: torch.Tensor) -> FrameFeatures:
-        return FrameFeatures((), (pixel_values.to(self.dtype),))
+        return FrameFeatures((), (pixel_values.to(self.dtype, copy=True),))  # the caller may write into his again
 
     def decode_clip(self, current: tuple[torch.Tensor, ...], memory: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
         clips = torch.stack([pixel_values for (pixel_values,) in memory], dim=1)

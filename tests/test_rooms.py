@@ -33,7 +33,7 @@ LAW = [
             *["torch", "torchdata", "transformers", "timm", "accelerate", "datasets", "safetensors"],
             *["huggingface_hub", "numpy", "yaml", "rich"],
             *["vss_hf.modeling", "vss_hf.data", "vss_hf.metrics", "vss_hf.inference", "vss_hf.hub_cards"],
-            *["vss_hf.visualize", "vss_hf.files"],
+            *["vss_hf.visualize", "vss_hf.files", "vss_hf.interruption"],
         ],
     ),
     ("vss_hf/cli.py", ["third party", "vss_hf"]),

@@ -1,6 +1,7 @@
 """Frames survive a round trip through a file; sources are read in the right order; errors name the file."""
 
 import struct
+import sys
 from pathlib import Path
 
 import av
@@ -108,6 +109,31 @@ def test_one_picture_of_any_mode_becomes_rgb(tmp_path):
     np.testing.assert_array_equal(frame, np.repeat(grey[..., None], 3, -1))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "1"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    suffix = "tif" if mode == "CMYK" else "png"
+    Image.new("L", (5, 4), 255).convert(mode).save(tmp_path / f"a.{suffix}")
+    [(_, frame)] = read_frames(tmp_path / f"a.{suffix}")
+    assert frame.shape == (4, 5, 3) and frame.dtype == np.uint8 and frame.min() > 250
+
+
+def test_more_than_eight_bits_are_refused(tmp_path):
+    """PIL would show all of it white."""
+    Image.fromarray(np.full((4, 5), 300, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"deep.png: PNG image of mode I;16; a frame must have 8 bits"):
+        list(read_frames(tmp_path / "deep.png"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
+@pytest.mark.parametrize("name", ["12:30.mp4", "a b%03d é.mp4"])
+def test_names_that_mean_something_to_ffmpeg(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter(name, 15, (48, 64)) as writer:
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert len(list(read_frames(name))) == 1
+
+
 def test_exif_orientation_is_applied(tmp_path):
     upright = np.zeros((40, 24, 3), np.uint8)
     upright[:20] = 250  # bright above, dark below
@@ -204,7 +230,7 @@ def test_files_that_are_no_video(tmp_path, name):
 
 def test_broken_picture_is_named(tmp_path):
     (tmp_path / "00000001.jpg").write_bytes(b"")  # VSPW has such files
-    with pytest.raises(ValueError, match="00000001.jpg: cannot be read as an image"):
+    with pytest.raises(ValueError, match="00000001.jpg: empty file"):
         list(read_frames(tmp_path))
 
 

@@ -86,7 +86,6 @@ def test_times_begin_at_zero(tmp_path):
     [
         ([0.0, 0.5], 0.25, r"frame 2 of .*clip.mp4 has time 0.25 after 0.5: times must ascend"),
         ([0.0, 0.5], 0.5, "has time 0.5 after 0.5: times must ascend"),
-        ([0.0, 0.5], 0.500001, "has time 0.500001 after 0.5: times must ascend, by at least 1.7e-05 seconds"),
         ([0.0], None, "frame 1 of .* has time None after 0.0: give every frame a time, or none"),
         ([None], 0.5, "has time 0.5 after None: give every frame a time, or none"),
         ([], float("nan"), "has time nan: expected seconds"),
@@ -101,6 +100,17 @@ def test_times_that_a_writer_refuses(tmp_path, written, time, message):
                 writer.write(image, value)
             writer.write(image, time)
     assert not list(tmp_path.iterdir())
+
+
+def test_times_closer_than_the_clock_ticks_follow_each_other(tmp_path):
+    """Cameras and screen recorders write such; a long video must not break off for it."""
+    times = [0.0, 0.5, 0.500001, 0.500002, 0.6]
+    with VideoWriter(tmp_path / "clip.mp4", 15, (48, 64)) as writer:
+        for image, time in zip(frames(5), times, strict=True):
+            writer.write(image, time)
+    read = [frame.time for frame in open_source(tmp_path / "clip.mp4")]
+    np.testing.assert_allclose(read, times, atol=4e-5)
+    assert all(np.diff(read) > 0)
 
 
 def test_avi_has_no_times(tmp_path):
@@ -315,6 +325,18 @@ def test_frames_of_another_form_are_named(bad, found):
     next(source)
     with pytest.raises(ValueError, match=f"frame 1 is .*{found}: expected a uint8"):
         next(source)
+
+
+def test_an_array_that_is_used_again():
+    """Some libraries give one buffer again and again; frames are read ahead of their use."""
+
+    def camera():
+        buffer = np.zeros((4, 5, 3), np.uint8)
+        for number in range(3):
+            buffer[:] = number
+            yield buffer
+
+    assert [frame.image.max() for frame in list(open_source(camera()))] == [0, 1, 2]
 
 
 def test_what_is_no_source():

@@ -93,9 +93,9 @@ class ModelRecipe:
         config: fields of the architecture's configuration (`model_type` names it; default `vss_ocrnet`). A video
             model's `frame_offsets` and `clip_start` tell which frames it is trained with, too.
         backbone_weights: pretrained weights of the backbone: a folder or Hub id, or a timm name for a timm backbone.
-        init_from: a model folder or Hub id whose weights the run starts from (fine-tuning). A class list of another
-            length gets a new classifier; one of the same length keeps it, whatever its names. `config` may change
-            fields, also an image model into the video model of its tensors: a `vss_bisenet` into a `vss_tbn_vit`.
+        init_from: a model folder or Hub id that the run starts from. A class list of another length gets a new
+            classifier; one of the same length keeps it, whatever its names. `config` may change fields, `model_type`
+            too: a `vss_bisenet`, `vss_pspnet` or `vss_ocrnet` into a `vss_tbn_vit`, `vss_st_ppm` or `vss_tcb_ocr`.
     """
 
     preset: str | None = None

@@ -13,9 +13,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForSemanticSegmentation, set_seed
 
+from vss_hf.data.clips import load_vspw
 from vss_hf.data.labels import ClassList
 from vss_hf.data.transforms import TrainTransform
-from vss_hf.data.vspw import FrameRecord, load_vspw, read_image, read_mask, scan_split
+from vss_hf.data.vspw import FrameRecord, read_image, read_mask, scan_split
 from vss_hf.files import write_json
 from vss_hf.hub_cards import write_card, write_eval_results
 from vss_hf.inference.evaluation import environment, evaluate_model, labelled_videos
@@ -169,9 +170,10 @@ def build_model(recipe: ModelRecipe, classes: ClassList) -> Any:
     labels = {"id2label": classes.id2label, "label2id": classes.label2id}
     if recipe.init_from:
         # A classifier of another size is replaced; everything else must fit.
-        if not recipe.config:
+        stored = stored_config(recipe.init_from) if recipe.config else {}
+        if not stored:  # nothing to change, or no such model, which is said here
             return load_segmentation_model(recipe.init_from, new=CLASSIFIERS, **labels)
-        config = changed_config(recipe.init_from, recipe.config, labels)
+        config = changed_config(stored, recipe, labels)
         kind = AutoModel if config.model_type in VIDEO_MODELS else auto_class(recipe.init_from)
         return load_strictly(kind, recipe.init_from, new=CLASSIFIERS, added=ADDED_BY_TIME, config=config)
     config = recipe.build_config(**labels)
@@ -181,17 +183,17 @@ def build_model(recipe: ModelRecipe, classes: ClassList) -> Any:
     return model
 
 
-def changed_config(source: str, changes: dict[str, Any], labels: dict[str, Any]) -> Any:
-    """The configuration of the model in `source`, with some fields changed, and the class list in `labels`."""
-    stored = stored_config(source)
-    model_type = changes.get("model_type", stored.get("model_type"))
-    check_config({**changes, "model_type": model_type}, "model.config")
+def changed_config(stored: dict[str, Any], recipe: ModelRecipe, labels: dict[str, Any]) -> Any:
+    """The configuration that `init_from` holds, with the fields in `config` changed and the data's class list."""
+    model_type: Any = recipe.config.get("model_type", stored.get("model_type"))
+    check_config({**recipe.config, "model_type": model_type}, "model.config")
     fields = {name: value for name, value in stored.items() if name not in FROM_DATA}
-    fields = {**fields, **copy.deepcopy(changes), **labels, "model_type": model_type}
+    fields = {**fields, **copy.deepcopy(recipe.config), **labels, "model_type": model_type}
     try:
         return CONFIG_MAPPING[model_type].from_dict(fields)
-    except StrictDataclassError as error:
-        raise ValueError(f"model.config: {' '.join(str(error).split())}") from error
+    except (ValueError, StrictDataclassError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"model.config: {recipe.init_from} is a {stored.get('model_type')}: {said}") from error
 
 
 def build_processor(recipe: Recipe) -> VSSImageProcessor:

@@ -32,7 +32,7 @@ from .draws import DrawOrder, EndlessSampler, TrainingStream
 from .ema import EMA
 from .faults import explained
 from .hub import PushesModelFolder
-from .interruption import StopRequest, TrainingInterrupted
+from .interruption import TrainingInterrupted, stop_request
 from .losses import pixel_loss
 from .optimizer import parameter_groups
 from .sharded import check_fsdp, is_sharded, whole_copy
@@ -118,7 +118,7 @@ class VSSTrainer(PushesModelFolder, Trainer):
         self.samples_per_epoch = train_dataset.num_samples if train_dataset is not None else 0
         self.resume_from: Path | None = None
         self.first_step = self.first_draw = 0  # where this session began
-        self.stop = StopRequest()
+        self.stop = stop_request()
         self.staging: Path | None = None  # where a checkpoint is being written
         self.skipped_steps = self.skipped_in_a_row = 0
         self.micro_batches_done, self.not_finite = 0, []  # of the current step
@@ -292,6 +292,7 @@ class VSSTrainer(PushesModelFolder, Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward of one micro-batch; says what to turn down when the memory does not suffice."""
         is_clip = "pixel_values_videos" in inputs
+        may_detach = is_clip and not getattr(self.unwrapped().config.backbone_config, "takes_clips", False)
         shape = tuple(inputs["pixel_values_videos" if is_clip else "pixel_values"].shape)
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
@@ -303,7 +304,7 @@ class VSSTrainer(PushesModelFolder, Trainer):
                 f"{'frames, ' if is_clip else ''}channels, height, width) on {self.args.device}: lower "
                 f"--per_device_train_batch_size (now {self.args.per_device_train_batch_size}; raise "
                 "--gradient_accumulation_steps to match) or --augmentation.crop_size, or turn on --bf16, "
-                f"--gradient_checkpointing{' or --model.config.detach_references' if is_clip else ''}"
+                f"--gradient_checkpointing{' or --model.config.detach_references' if may_detach else ''}"
             ) from error
         if not torch.isfinite(loss):
             self.not_finite.append(self.micro_batches_done)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -421,5 +422,6 @@ def run_reporting_errors(command: Callable[[list[str]], Any], arguments: list[st
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         if isinstance(error, OSError) and error.strerror and error.filename:
             text = f"{error.filename}: {error.strerror}"
+        traceback.clear_frames(raised.__traceback__)  # they hold progress bars, whose lines go with them
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -22,9 +22,7 @@ MAX_WIDTH, MAX_HEIGHT = 1920, 2160  # of one of the two pictures: twice this is 
 MIN_SIDE = 320  # smaller videos are enlarged, for the letters of the legend
 GAP = 4  # pixels between the two pictures
 LEGEND_CLASSES = 30  # of average names the legend has room for; a video of VSPW shows about ten
-SMALLEST_SHARE = (
-    1 / 1000
-)  # of a frame that a class covers before the legend names it: single wrong pixels would fill it
+SMALLEST_SHARE = 0.001  # of a frame that a class covers before the legend names it: wrong pixels would fill it
 DARK, LIGHT, OUTLINE = (24, 24, 24), (236, 236, 236), (150, 150, 150)
 
 

@@ -80,11 +80,10 @@ def step(name: str, result: Path, done: bool, arguments: list[str], command: lis
 
 def load_back(model: Path) -> str:
     """Load the folder back as any user would; returns the class that came."""
-    import transformers
-
     import vss_hf  # noqa: F401  (lets the Auto classes know our models)
+    from vss_hf.modeling.loading import auto_class
 
-    return type(transformers.AutoModelForSemanticSegmentation.from_pretrained(model)).__name__
+    return type(auto_class(model).from_pretrained(model)).__name__
 
 
 def show(model: Path, overlay: Path, data: Path, loaded: str) -> None:

@@ -16,7 +16,7 @@ from av.container import InputContainer
 from av.device import enumerate_input_devices
 from av.error import BlockingIOError, FFmpegError
 from av.stream import Disposition
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from .video_writer import VideoWriter as VideoWriter  # reading and writing have one door
 
@@ -149,11 +149,13 @@ def existing(source: str | Path) -> Path:
 
 
 def _read_pictures(paths: list[Path]) -> Iterator[Frame]:
-    from vss_hf.data.vspw import naming_damage  # here, because it brings `datasets` along
+    from vss_hf.data.vspw import check_frame_mode, naming_damage, open_image  # here: it brings `datasets` along
 
     for path in paths:
-        with naming_damage(path), Image.open(path) as picture:
-            image = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+        with open_image(path) as picture:
+            check_frame_mode(path, picture)
+            with naming_damage(path):
+                image = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
         yield Frame(path.stem, image, None)
 
 
@@ -173,7 +175,7 @@ def _as_image(array: Any, number: int) -> np.ndarray:
         raise ValueError(
             f"frame {number} is {found}: expected a uint8 (height, width, 3) array or (3, height, width) tensor, RGB"
         )
-    return image
+    return np.array(image)  # a copy: a camera's library may use its buffer again while this frame waits
 
 
 # --- video files
@@ -190,7 +192,7 @@ def _open_file(path: Path) -> FrameSource:
 
 def _open_video(path: Path) -> InputContainer:
     try:
-        container = av.open(str(path))
+        container = av.open(str(path.absolute()))  # FFmpeg takes "12:30.mp4" for a protocol called 12
     except FFmpegError as error:
         raise ValueError(f"{path} is not a video that can be read: {error.strerror}") from error
     # FFmpeg "plays" text files (its tty format) as pictures of letters.

@@ -54,13 +54,14 @@ class VideoWriter:
         self.height, self.width = size
         self.frames_written = 0
         self.last_time: float | None = None  # of the latest frame, where frames have times
+        self._last_ticks = -1
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = ExitStack()
         self._partial = self._file.enter_context(replacing(self.path))
         # The index at the front lets browsers play before the whole file is there.
         fast_start = {"movflags": "+faststart"} if self.path.suffix.lower() in (".mp4", ".mov") else {}
         container = CONTAINERS[self.path.suffix.lower()]
-        self._container = av.open(str(self._partial), "w", format=container, options=fast_start)
+        self._container = av.open(str(self._partial.absolute()), "w", format=container, options=fast_start)
         name, options = video_encoder()
         rate = Fraction(fps).limit_denominator(1001)  # 29.97 is 30000/1001
         self._stream: Any = self._container.add_stream(name, rate=rate, options=options)
@@ -97,7 +98,7 @@ class VideoWriter:
         picture.pts = ticks
         self._container.mux(self._stream.encode(picture))
         self.frames_written += 1
-        self.last_time = time
+        self.last_time, self._last_ticks = time, ticks
 
     def _ticks(self, time: float | None) -> int:
         """When the next frame is shown, on the encoder's clock: it ticks once a frame, or much finer for times."""
@@ -114,15 +115,11 @@ class VideoWriter:
             )
         if not 0 <= time < math.inf:
             raise ValueError(f"{frame} has time {time}: expected seconds from the start of the video")
-        ticks = round(time * ticks_per_second)
         if self.last_time is None:
             self._stream.codec_context.time_base = Fraction(1, ticks_per_second)
-        elif ticks <= round(self.last_time * ticks_per_second):
-            raise ValueError(
-                f"{frame} has time {time} after {self.last_time}: times must ascend, by at least "
-                f"{1 / ticks_per_second:.2g} seconds"
-            )
-        return ticks
+        elif time <= self.last_time:
+            raise ValueError(f"{frame} has time {time} after {self.last_time}: times must ascend")
+        return max(round(time * ticks_per_second), self._last_ticks + 1)  # two frames within a tick follow each other
 
     def close(self) -> None:
         """Finish the file and give it its final name.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -383,15 +384,47 @@ def test_the_code_in_the_card_runs(tmp_path):
     text = write_card(folder).read_text()
     assert f"({sum(p.numel() for p in model.parameters()):,})" in text  # the count in the card is the model's own
 
-    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)) + "\nprint(tuple(labels.shape))\n"
+    classes, shape = run_code(text, tmp_path)[-2:]
+    assert set(eval(classes)) <= set(names.values())
+    assert shape == "(45, 77)"
+
+
+def run_code(card: str, folder: Path) -> list[str]:
+    """What the code in a card prints, and the shape of the last label map; run where the card says."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL)) + "\nprint(tuple(labels.shape))\n"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=tmp_path,  # the folder that holds the model's folder, as the card says
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    classes, shape = done.stdout.strip().splitlines()[-2:]
-    assert set(eval(classes)) <= set(names.values())
+    return done.stdout.strip().splitlines()
+
+
+def test_the_code_in_the_card_of_a_video_model_runs(tmp_path):
+    from vss_hf import STPPMConfig, STPPMForVideoSemanticSegmentation
+    from vss_hf.modeling.image_processing_vss import VSSImageProcessor
+    from vss_hf.video_io import VideoWriter
+
+    backbone = {
+        "model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 2,
+        "out_features": ["stage3", "stage4"],
+    }  # fmt: skip
+    names = {0: "road", 1: "sky", 2: "tree"}
+    settings = dict(in_index=1, auxiliary_in_index=0, channels=8, auxiliary_channels=8, frame_offsets=[-2, -1])
+    model = STPPMForVideoSemanticSegmentation(STPPMConfig(backbone_config=backbone, id2label=names, **settings))
+    model.save_pretrained(tmp_path / "tiny")
+    VSSImageProcessor().save_pretrained(tmp_path / "tiny")
+    with VideoWriter(tmp_path / "video.mp4", 15, (45, 77)) as writer:
+        for number in range(2):
+            image = Image.effect_noise((77, 45), 60).convert("RGB")
+            image.save(tmp_path / f"frame_{number}.jpg")
+            writer.write(np.array(image))
+    text = write_card(tmp_path / "tiny").read_text()
+    assert "with the help of earlier ones (frame offsets -2, -1)." in text
+    *lines, shape = run_code(text, tmp_path)
+    assert [line.split(" [")[0] for line in lines[:2]] == ["00000000", "00000001"] and len(lines) == 4
+    assert all(set(eval(line[line.index("[") :])) <= set(names.values()) for line in lines)
     assert shape == "(45, 77)"

@@ -134,6 +134,22 @@ def test_json_of_the_command(model, video, tmp_path, capsys):
     assert "frame" in capsys.readouterr().err  # the bar and its frames per second
 
 
+def test_the_pictures_themselves_are_not_replaced(model, tmp_path, capsys):
+    """`<out>/<video>/<frame>.png` may be the very name of a frame."""
+    folder = tmp_path / "my frames"
+    folder.mkdir()
+    for number, frame in enumerate(moving_frames(2)):
+        Image.fromarray(frame).save(folder / f"{number}.png")
+    Image.fromarray(moving_frames(1)[0]).save(folder / "my frames.png")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for source in (folder, folder / "my frames.png"):
+        line = failure(capsys, "predict", model, source, "--out", folder / "..")
+        assert "my frames: label maps would replace the pictures there" in line
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert run("predict", model, folder, "--out", folder) == 0  # below them is a place of its own
+    assert len(label_maps(folder / "my frames")) == 3
+
+
 # --- cameras: FFmpeg reads a file as if it were one
 
 

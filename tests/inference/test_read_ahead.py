@@ -1,5 +1,7 @@
 """The thread that reads ahead: nothing lost, nothing out of order, and it ends whatever happens."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -88,6 +90,19 @@ def test_an_error_comes_after_the_items_before_it(error):
     assert caught.value is error and got == list(range(7))
     assert any(entry.name == "items" for entry in caught.traceback)  # it shows where it arose
     source.check_over()
+
+
+def test_python_ends_while_the_thread_works():
+    """A camera that nobody closed: without care, Python aborts where such a thread is inside torch."""
+    program = (
+        "import sys, itertools, torch\n"
+        "from vss_hf.inference.read_ahead import read_ahead\n"
+        "items = (torch.ones(200, 200) @ torch.ones(200, 200) for _ in itertools.count())\n"
+        "sys.kept = read_ahead(items, 1, newest_only=True)\n"
+        "next(sys.kept)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_empty_source():

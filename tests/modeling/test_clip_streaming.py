@@ -135,6 +135,17 @@ def test_a_state_is_saved_restored_and_moved(model_type, tmp_path):
 
 
 @every_model
+def test_frames_may_come_in_one_buffer(model_type):
+    """As those of a camera do: what is remembered of a frame does not change with it."""
+    model, video = build(model_type), torch.randn(1, 6, 3, 33, 47)
+    expected, _ = stream(model, video)
+    buffer, state = torch.empty(1, 3, 33, 47), model.init_state()
+    for index in range(6):
+        output, state = model.step(buffer.copy_(video[:, index]), state)
+        assert torch.equal(output.logits, expected[index])
+
+
+@every_model
 def test_a_step_leaves_its_state_alone(model_type):
     model, frame = build(model_type), torch.randn(1, 3, 33, 47)
     _, state = stream(model, torch.randn(1, 6, 3, 33, 47))

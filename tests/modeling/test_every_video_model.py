@@ -257,6 +257,13 @@ def test_detached_references_are_not_kept(model_type):
     assert less < 0.5 * kept, (less, kept)
 
 
+@frame_by_frame
+def test_detached_references_under_autocast(model_type):
+    """The casts of the weights that autocast keeps from the other frames' pass must not do without gradients."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        trained_with(model_type, detach=True)
+
+
 @every_model
 def test_gradient_checkpointing_changes_memory_only(model_type):
     results, labels = [], random_labels()

@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import make_data, make_default_data, write_recipe
+from tiny import make_data, make_default_data, make_trainer, training_clips, write_recipe
 from tiny_video_models import TINY, build
 from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 
@@ -122,7 +122,7 @@ def test_an_image_model_is_continued_with_time(root, tmp_path, model_type):
         ({"frame_offsets": [1]}, "model.config: .*frame_offsets=.1.: expected different numbers from -1000 to -1"),
         ({"num_labels": 3}, "model.config.num_labels comes from the data set"),
         ({"model_type": "vss_tbn"}, "model.config.model_type 'vss_tbn' is not known; did you mean 'vss_tbn_vit'"),
-        ({"model_type": "vss_tcb_ocr"}, "weights do not fit TCBOCRForVideo"),
+        ({"model_type": "vss_tcb_ocr"}, "model.config: .* is a vss_st_ppm: TCBOCRConfig has no field 'in_index'"),
         ({"channels": 12}, r"do not fit STPPM.*other shape: .*\(8,.* for \(12,"),
         ({"frame_weights": None}, "do not fit STPPM.*unexpected: frame_score.weight"),
     ],
@@ -131,6 +131,8 @@ def test_what_does_not_fit_the_model_to_start_from(root, tmp_path, config, messa
     build("vss_st_ppm").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
         build_model(ModelRecipe(init_from=str(tmp_path), config=config), ClassList.from_root(root))
+    with pytest.raises(FileNotFoundError, match="nowhere: no such model folder"):
+        build_model(ModelRecipe(init_from=str(tmp_path / "nowhere"), config=config), ClassList.from_root(root))
 
 
 # --- what the model asks for is what it gets
@@ -213,6 +215,21 @@ def test_a_damaged_frame_spoils_the_clips_that_hold_it(tmp_path):
     named = sorted(str(w.message).split(": ")[1] for w in warned if "skipped: video" in str(w.message))
     assert named == [f"video a, frame 0000000{i}" for i in (2, 3, 4)]  # the three clips that hold frame 2
     assert json.loads((folder / "train_results.json").read_text())["skipped_samples"] == 6  # 2 passes over 6 clips
+
+
+@pytest.mark.parametrize(("model_type", "helps"), [("vss_tcb_ocr", True), ("vss_video_swin", False)])
+def test_out_of_memory_names_what_the_model_has(root, tmp_path, monkeypatch, model_type, helps):
+    """A Video Swin refuses detach_references. The device is replaced: there is none here that is full."""
+
+    def full(**inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = build(model_type, frame_offsets=[-2, -1], names=["road", "sky", "tree"])
+    monkeypatch.setattr(model, "forward", full)
+    trainer = make_trainer(root, tmp_path, model=model, data=training_clips(root))
+    with pytest.raises(MemoryError, match=r"\(batch, frames, channels,.*--gradient_checkpointing") as caught:
+        trainer.train()
+    assert ("or --model.config.detach_references" in str(caught.value)) == helps
 
 
 # --- what stops a run before it begins

@@ -29,6 +29,7 @@ from vss_hf.training import run
 from vss_hf.training.draws import BAD_IN_A_ROW, DrawOrder, EndlessSampler, TrainingDraws, TrainingStream, sample_of
 from vss_hf.training.faults import explain, explained
 from vss_hf.training.recipe import load_recipe
+from vss_hf.video_io import open_source
 
 
 SEED = 42
@@ -461,7 +462,10 @@ def test_prediction_names_the_damaged_frame_and_keeps_the_others(root, model_fol
     assert sorted(path.name for path in (tmp_path / "p" / "v").iterdir()) == [f"{n:08d}.png" for n in range(6)]
     for path in (tmp_path / "p" / "v").iterdir():
         assert np.asarray(Image.open(path)).shape == (32, 48)
-    assert [path.name for path in (tmp_path / "p").iterdir()] == ["v"]  # no half video
+    expected = {"v", "v_overlay.mp4"} if overlay else {"v"}
+    assert {path.name for path in (tmp_path / "p").iterdir()} == expected
+    if overlay:  # a whole file, up to the break
+        assert len(list(open_source(tmp_path / "p" / "v_overlay.mp4"))) == 6
     line = failure(capsys, vss_hf, "predict", model_folder, root / "data/v/origin", "--out", tmp_path / "q", *words)
     assert "v/origin/00000006.png: cannot be read" in line and len(list((tmp_path / "q" / "v").iterdir())) == 6
 

@@ -8,7 +8,7 @@ import torch
 from tiny import make_default_data, training_data
 from torch.utils.data import DataLoader
 
-from vss_hf.data.vspw import load_vspw
+from vss_hf.data.clips import load_vspw
 from vss_hf.training.draws import DrawOrder, EndlessSampler, TrainingDraws, draw_seed
 
 

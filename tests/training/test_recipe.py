@@ -147,7 +147,7 @@ def test_wrong_names(recipe_file, words, message):
         (["--model.config.channels", "wide"], "model.config: .*channels"),
         (["--model.config.in_indices", "[7]"], "in_indices"),
         (["--model.preset", "ocrnet-swin-huge"], "there is no preset 'ocrnet-swin-huge'; did you mean 'ocrnet-swin-"),
-        (["--model.init_from", "x", "--model.preset", "ocrnet-swin-tiny"], "model.init_from is a whole model; leave out"),
+        (["--model.init_from", "x", "--model.preset", "ocrnet-swin-tiny"], "model.init_from is a whole model"),
         (["--model.init_from", "x", "--backbone_weights", "y"], "model.init_from is a whole model; leave out preset"),
         (["--ema_decay", "1"], "--ema_decay 1: expected 0 <= value < 1"),
         (["--class_weighting", "inverse"], "--class_weighting inverse: expected one of none, inverse_sqrt"),

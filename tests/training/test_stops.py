@@ -13,7 +13,7 @@ import torch
 from tiny import make_default_data, make_trainer, state_of, tiny_model, write_recipe
 from transformers import TrainerCallback
 
-from vss_hf.training import interruption
+from vss_hf import interruption
 from vss_hf.training.checkpoints import newest_checkpoint
 from vss_hf.training.interruption import TrainingInterrupted
 

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 
 import vss_hf  # noqa: F401  (registers the model with the Auto classes)
+from vss_hf.data.clips import load_vspw
 from vss_hf.data.labels import ClassList
 from vss_hf.data.transforms import AugmentationConfig, TrainTransform
-from vss_hf.data.vspw import load_vspw
 from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
 from vss_hf.modeling.configuration_tcb_ocr import TCBOCRConfig
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from .clips import load_vspw as load_vspw
     from .labels import IGNORE_INDEX as IGNORE_INDEX
     from .labels import VSPW as VSPW
     from .labels import ClassList as ClassList
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from .vspw import FrameRecord as FrameRecord
     from .vspw import VSPWVideo as VSPWVideo
     from .vspw import decode_frame as decode_frame
-    from .vspw import load_vspw as load_vspw
     from .vspw import scan_split as scan_split
 
 _HOME = {
@@ -31,7 +31,7 @@ _HOME = {
     "FrameRecord": "vspw",
     "VSPWVideo": "vspw",
     "decode_frame": "vspw",
-    "load_vspw": "vspw",
+    "load_vspw": "clips",
     "scan_split": "vspw",
     "FrameStream": "stream",
     "VerifyReport": "verify",

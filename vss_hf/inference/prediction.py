@@ -2,11 +2,10 @@
 
 import json
 import signal
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ import torch
 from vss_hf.data.labels import palette_of
 from vss_hf.data.vspw import VSPWVideo, read_image, scan_split
 from vss_hf.files import replacing
+from vss_hf.interruption import StopRequest
 from vss_hf.metrics import sum_over_processes
 from vss_hf.overlay_video import FramePainter, OverlayWriter
-from vss_hf.video_io import Frame, FrameSource, open_source
+from vss_hf.video_io import IMAGE_SUFFIXES, Frame, FrameSource, open_source
 from vss_hf.visualize import save_label_png
 
 from .processes import (
@@ -35,7 +35,6 @@ from .segmenter import SegmentedFrame, VideoSegmenter
 
 
 DEFAULT_FRAME_RATE = 15.0  # VSPW's; folders of frames do not tell theirs
-ECHO_SECONDS = 2.0  # torchrun passes on the Ctrl-C that its processes have received from the terminal already
 Progress = Callable[[Iterator, int | None, str], Iterator]
 
 
@@ -85,7 +84,8 @@ def predict(
 
     Raises:
         FileNotFoundError: `source` does not exist or holds nothing to label.
-        ValueError: a video is broken, or the processes see different videos.
+        ValueError: a video is broken, the label maps would lie among the pictures that they are made from, or the
+            processes see different videos.
         OSError: `out` cannot be written; what was written before stays.
         OtherProcessFailed: another process raised; its message is repeated.
     """
@@ -93,14 +93,16 @@ def predict(
     with failing_together():
         FramePainter([], [], overlay_style, alpha)  # a wrong setting is reported before the work
         sources = sources_of(source, split)
+        refuse_own_pictures(source, out, sources)
         out.mkdir(parents=True, exist_ok=True)
     check_same_everywhere("\n".join(f"{video.name} {video.length}" for video in sources), str(source))
     counts = torch.zeros(len(segmenter.names), dtype=torch.int64)
     done: dict[int, dict[str, Any]] = {}  # by position, what was written for a video
     began = time.perf_counter()
-    with failing_together(), stopping_at_ctrl_c() as stop:
+    stop = StopRequest([signal.SIGINT])
+    with failing_together(), stop.listening():
         for position in own_share([video.length or 1 for video in sources]):
-            if not stop.is_set():
+            if not stop:
                 painter = None
                 if overlay_video:
                     painter = FramePainter(segmenter.names, palette_of(segmenter.names), overlay_style, alpha)
@@ -115,9 +117,8 @@ def predict(
                     painter=painter,
                     progress=progress if is_first() else None,
                 )
-        interrupted = stop.is_set()
     seconds = largest(time.perf_counter() - began)
-    interrupted = bool(largest(float(interrupted)))
+    interrupted = bool(largest(float(bool(stop))))
     for text in gather_texts(json.dumps(list(done.items()))):
         done.update(json.loads(text))
     in_order = [done[position] for position in sorted(done)]
@@ -149,7 +150,7 @@ def label_one(
     source: FrameSource,
     out: Path,
     counts: torch.Tensor,
-    stop: threading.Event,
+    stop: StopRequest,
     *,
     batch_size: int,
     max_frames: int | None,
@@ -178,7 +179,7 @@ def label_one(
             counts += torch.from_numpy(np.bincount(frame.labels.ravel(), minlength=len(counts)))
             if overlay is not None:
                 overlay.add(frame.image, frame.labels, frame.time, frame.name)
-            if stop.is_set():
+            if stop:
                 break
     path = overlay.path if overlay is not None else None
     return {"labels": labelled, "overlay": path.name if path is not None else None}
@@ -210,29 +211,16 @@ def source_of(video: VSPWVideo) -> FrameSource:
     return FrameSource(video.name, len(video.frames), None, read)
 
 
-@contextmanager
-def stopping_at_ctrl_c() -> Iterator[threading.Event]:
-    """Within this context Ctrl-C sets the event that it yields; a second one, a while later, acts as always."""
-    stop = threading.Event()
-    in_main_thread = threading.current_thread() is threading.main_thread()  # Python delivers signals to no other
-    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield stop  # a caller with a handler of its own keeps it
-        return
-    first = 0.0
-
-    def request(number, frame):
-        nonlocal first
-        if not stop.is_set():
-            first = time.monotonic()
-            stop.set()
-        elif time.monotonic() - first > ECHO_SECONDS:
-            signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGINT, request)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def refuse_own_pictures(source: str | Path | int, out: Path, sources: list[FrameSource]) -> None:
+    """Raise where label maps would come to lie among the source's own pictures, whose names they have."""
+    place = Path(str(source))
+    folders = [place, place / "origin"] if place.is_dir() else []
+    if place.suffix.lower() in IMAGE_SUFFIXES:
+        folders = [place.parent]
+    for video in sources:
+        target = out / video.name
+        if target.resolve() in [folder.resolve() for folder in folders]:
+            raise ValueError(f"{target}: label maps would replace the pictures there; give another folder to --out")
 
 
 def write_submission(files: list[Path], out: Path, archive: Path) -> None:

@@ -1,5 +1,6 @@
 """A thread that stays a few items ahead of whoever uses them."""
 
+import atexit
 import threading
 from collections import deque
 from collections.abc import Generator
@@ -50,7 +51,16 @@ def read_ahead(items: Generator[T, None, None], depth: int, *, newest_only: bool
                 changed.notify_all()
 
     thread = threading.Thread(target=read, name="read_ahead", daemon=True)
+
+    def end() -> None:
+        nonlocal stopped
+        with changed:
+            stopped = True
+            changed.notify_all()
+        thread.join(PATIENCE)
+
     thread.start()
+    atexit.register(end)  # a consumer may be forgotten, and Python aborts when such a thread outlives it
     try:
         while True:
             with changed:
@@ -63,7 +73,5 @@ def read_ahead(items: Generator[T, None, None], depth: int, *, newest_only: bool
         if failure is not None:
             raise failure
     finally:
-        with changed:
-            stopped = True
-            changed.notify_all()
-        thread.join(PATIENCE)
+        atexit.unregister(end)
+        end()
