@@ -18,6 +18,7 @@ from av.error import BlockingIOError, FFmpegError
 from av.stream import Disposition
 from PIL import ImageOps
 
+from .data.vspw import check_frame_mode, naming_damage, open_image
 from .video_writer import VideoWriter as VideoWriter  # reading and writing have one door
 
 
@@ -149,8 +150,6 @@ def existing(source: str | Path) -> Path:
 
 
 def _read_pictures(paths: list[Path]) -> Iterator[Frame]:
-    from vss_hf.data.vspw import check_frame_mode, naming_damage, open_image  # here: it brings `datasets` along
-
     for path in paths:
         with open_image(path) as picture:
             check_frame_mode(path, picture)
