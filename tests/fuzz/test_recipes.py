@@ -124,10 +124,11 @@ def mutate(document, kind, path, value, name):
 def mutated_recipes(draw):
     name = draw(st.sampled_from(sorted(SHIPPED)))
     document = copy.deepcopy(SHIPPED[name])
-    document["data"]["root"] = "videos"
+    document.setdefault("data", {})["root"] = "videos"
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from([*places(document)] or [("model",)]))
-        mutate(document, draw(st.sampled_from(MUTATIONS)), path, draw(VALUES), draw(NAMES))
+        value = copy.deepcopy(draw(VALUES))  # a document that holds one object twice could come to hold itself
+        mutate(document, draw(st.sampled_from(MUTATIONS)), path, value, draw(NAMES))
     return document
 
 
