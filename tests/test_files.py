@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import zeros
 
-from vss_hf.cli import write_results
+from vss_hf.cli_common import write_results
 from vss_hf.data import ClassList
 from vss_hf.files import full_disk_message, is_full_disk, replacing, write_bytes, write_json, write_text
 from vss_hf.hub_cards import write_card, write_eval_results

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from .clips import load_split as load_split
     from .clips import load_vspw as load_vspw
     from .labels import IGNORE_INDEX as IGNORE_INDEX
     from .labels import VSPW as VSPW
     from .labels import ClassList as ClassList
     from .sample import make_sample_dataset as make_sample_dataset
     from .sample_ambiguous import make_ambiguous_dataset as make_ambiguous_dataset
+    from .splits import LabelledSplit as LabelledSplit
+    from .splits import open_split as open_split
     from .stream import FrameStream as FrameStream
     from .transforms import AugmentationConfig as AugmentationConfig
     from .transforms import TrainTransform as TrainTransform
@@ -31,7 +34,10 @@ _HOME = {
     "FrameRecord": "vspw",
     "VSPWVideo": "vspw",
     "decode_frame": "vspw",
+    "load_split": "clips",
     "load_vspw": "clips",
+    "LabelledSplit": "splits",
+    "open_split": "splits",
     "scan_split": "vspw",
     "FrameStream": "stream",
     "VerifyReport": "verify",

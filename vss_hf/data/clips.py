@@ -14,8 +14,10 @@ from datasets import Dataset, IterableDataset, NamedSplit
 from vss_hf.modeling.clip_frames import clip_frames
 
 from .labels import ClassList
+from .masks import LabelReader
+from .splits import LabelledSplit, open_split
 from .stream import FrameStream
-from .vspw import VSPWVideo, image_tensor, matching_mask, scan_split
+from .vspw import VSPWVideo, image_tensor, matching
 
 
 ClipStart = Literal["repeat", "drop", "mirror"]
@@ -62,6 +64,30 @@ def load_vspw(
         ValueError: an argument is out of its range, or the data set is damaged (see `scan_split`); on access, for a
             file that cannot be decoded or whose size is not its frame's.
     """
+    return load_split(
+        open_split(root, split, classes=classes),
+        streaming=streaming,
+        frame_offsets=frame_offsets,
+        clip_start=clip_start,
+        reference_labels=reference_labels,
+        raw_labels=raw_labels,
+        shuffle_seed=shuffle_seed,
+        cache=cache,
+    )
+
+
+def load_split(
+    split: LabelledSplit,
+    *,
+    streaming: bool = False,
+    frame_offsets: Sequence[int] = (),
+    clip_start: ClipStart = "repeat",
+    reference_labels: bool = False,
+    raw_labels: bool = False,
+    shuffle_seed: int | None = None,
+    cache: bool = False,
+) -> Dataset | IterableDataset | FrameStream:
+    """The samples of an opened split of any data set; arguments, samples and errors as `load_vspw`."""
     offsets = _checked_offsets(frame_offsets, clip_start)
     if shuffle_seed is not None and not streaming:
         raise ValueError("shuffle_seed needs streaming=True; a map-style data set is shuffled by its sampler")
@@ -69,20 +95,18 @@ def load_vspw(
         raise ValueError("cache=True with streaming=True: a stream keeps nothing; leave one of them out")
     if reference_labels and not offsets:
         raise ValueError("reference_labels=True without frame_offsets: a sample has no other frames to label")
-    classes = ClassList.from_root(root) if classes is None else classes
-    videos = scan_split(root, split)
     for wanted, name in ((raw_labels, "raw_labels"), (reference_labels, "reference_labels")):
-        if wanted and not videos[0].has_masks:
-            raise ValueError(f"{name}=True, but split {split!r} of {root} has no masks")
-    shards = [list(_clip_rows(video, offsets, clip_start, reference_labels)) for video in videos]
+        if wanted and not split.has_masks:
+            raise ValueError(f"{name}=True, but {split} has no masks")
+    shards = [list(_clip_rows(split.root, video, offsets, clip_start, reference_labels)) for video in split.videos]
     if not any(shards):
         raise ValueError(f"clip_start='drop' with frame_offsets {offsets} leaves no sample: all videos are too short")
-    decoder = ClipDecoder(str(Path(root) / "data"), classes, raw_labels, {} if cache else None)
+    decoder = ClipDecoder(str(split.root), split.reader, raw_labels, {} if cache else None)
     if streaming and shuffle_seed is None:
-        stream = IterableDataset.from_generator(_flatten, gen_kwargs={"shards": shards}, split=NamedSplit(split))
+        stream = IterableDataset.from_generator(_flatten, gen_kwargs={"shards": shards}, split=NamedSplit(split.name))
         return stream.map(decoder, remove_columns=["images", "masks"])
     rows = [row for shard in shards for row in shard]
-    dataset = Dataset.from_list(rows, split=NamedSplit(split)).with_transform(decoder.decode_batch)
+    dataset = Dataset.from_list(rows, split=NamedSplit(split.name)).with_transform(decoder.decode_batch)
     return dataset if shuffle_seed is None else FrameStream(dataset, seed=shuffle_seed)
 
 
@@ -96,14 +120,15 @@ def _checked_offsets(frame_offsets: Sequence[int], clip_start: str) -> tuple[int
 
 
 def _clip_rows(
-    video: VSPWVideo, offsets: tuple[int, ...], clip_start: str, reference_labels: bool
+    root: Path, video: VSPWVideo, offsets: tuple[int, ...], clip_start: str, reference_labels: bool
 ) -> Iterator[dict[str, Any]]:
-    """The undecoded samples of a video: file names instead of pixels, relative to the data folder.
+    """The undecoded samples of a video: file names instead of pixels, relative to the data set's folder.
 
     "masks" are those of the last of the "images": of all of them, of the labelled frame, or none.
     """
-    images = [f"{video.name}/origin/{frame.image_path.name}" for frame in video.frames]
-    masks = [f"{video.name}/mask/{frame.mask_path.name}" for frame in video.frames if frame.mask_path]
+    prefix = f"{root}{os.sep}"  # of every path; many times faster than Path.relative_to
+    images = [str(frame.image_path).removeprefix(prefix) for frame in video.frames]
+    masks = [str(frame.mask_path).removeprefix(prefix) for frame in video.frames if frame.mask_path]
     for index, frame in enumerate(video.frames):
         clip = clip_frames(index, offsets, "existing" if clip_start == "drop" else clip_start)
         if len(clip) <= len(offsets):  # only with "drop": some frames do not exist
@@ -129,13 +154,13 @@ class ClipDecoder:
 
     Args:
         folder: the folder that the file names are relative to.
-        classes: says which mask values are which labels.
+        reader: turns mask files into labels.
         raw_labels: adds the values on disk.
         cache: where decoded files are kept, by path; None: nowhere.
     """
 
     folder: str
-    classes: ClassList
+    reader: LabelReader
     raw_labels: bool = False
     cache: dict[str, Any] | None = field(default=None, compare=False, repr=False)
 
@@ -175,10 +200,10 @@ class ClipDecoder:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The labels in a frame's mask file, and if wanted the values on disk, both (H, W); decoded if not known."""
         if path not in known:
-            mask = matching_mask(path, image, image_path)
+            values = matching(self.reader.values(path), path, image, image_path)
             known[path] = (
-                torch.from_numpy(self.classes.lookup[mask]),
-                torch.from_numpy(mask) if self.raw_labels else None,
+                torch.from_numpy(self.reader.lookup[values]),
+                torch.from_numpy(values) if self.raw_labels else None,
             )
         return known[path]
 

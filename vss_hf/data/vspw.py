@@ -256,7 +256,7 @@ def decode_frame(record: FrameRecord, classes: ClassList = VSPW) -> tuple[torch.
     frame = image_tensor(record.image_path)
     if record.mask_path is None:
         return frame, None
-    mask = matching_mask(record.mask_path, frame, record.image_path)
+    mask = matching(read_mask(record.mask_path), record.mask_path, frame, record.image_path)
     return frame, torch.from_numpy(classes.lookup[mask])
 
 
@@ -265,9 +265,8 @@ def image_tensor(path: str | Path) -> torch.Tensor:
     return torch.from_numpy(read_image(path)).permute(2, 0, 1)
 
 
-def matching_mask(mask_path: str | Path, frame: torch.Tensor, image_path: str | Path) -> np.ndarray:
-    """The mask (H, W) of a frame (3, H, W); ValueError for another size."""
-    mask = read_mask(mask_path)
+def matching(mask: np.ndarray, mask_path: str | Path, frame: torch.Tensor, image_path: str | Path) -> np.ndarray:
+    """The mask (H, W) of a frame (3, H, W) as it is; ValueError for another size."""
     if mask.shape != tuple(frame.shape[1:]):
         raise ValueError(
             f"{mask_path}: {mask.shape[1]}x{mask.shape[0]} pixels, its frame {Path(image_path).name} has "
