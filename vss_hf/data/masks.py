@@ -1,6 +1,6 @@
 """How the mask files of a data set become labels: files are read as whole numbers, one table does the rest.
 
-VSPW and most others store an index per pixel. VIPSeg stores panoptic numbers of 16 bits, CamVid colours, COCO-Stuff 10k
+VSPW and most others store an index per pixel, VIPSeg panoptic numbers of 16 bits, CamVid colours, COCO-Stuff 10k
 MATLAB matrices. Whatever the file, `LabelReader.values` gives the numbers in it and `LabelReader.lookup` says which
 label each of them is; remapping to other classes changes that table and nothing else.
 """
