@@ -38,6 +38,9 @@ app.add_typer(data_app, name="data")
 Protocol = Annotated[
     str, typer.Option(help="mIoU over classes present in the ground truth (vspw) or with union > 0 (evaluate).")
 ]
+Source = Annotated[
+    str, typer.Option(help="Layout of the data: vspw, coco_stuff, ade20k, cityscapes, pascal_context, camvid, ...")
+]
 VCProtocol = Annotated[str, typer.Option(help="Video consistency: vspw-official, paper or dvis-legacy.")]
 OverlayStyle = Literal["side-by-side", "painted"]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU if there is one.")]
@@ -64,6 +67,10 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Model folder or Hub repo.")],
     data: DataFolder,
     split: Annotated[str, typer.Option(help="A split with masks.")] = "val",
+    source: Source = "vspw",
+    table: Annotated[
+        str | None, typer.Option(help="Score in VSPW's classes by this remap table: default, liberal or a CSV file.")
+    ] = None,
     json_file: JsonFile = None,
     protocol: Protocol = "vspw",
     vc_protocol: VCProtocol = "vspw-official",
@@ -86,6 +93,8 @@ def evaluate(
             segmenter,
             data,
             split,
+            source=source,
+            table=table,
             protocol=protocol,
             vc_protocol=vc_protocol,
             batch_size=batch_size,
@@ -102,6 +111,14 @@ def score(
     predictions: Annotated[Path, typer.Option(help="Folder with <video>/<frame>.png, indices 0..num_labels-1.")],
     data: DataFolder,
     split: Annotated[str, typer.Option(help="A split with masks.")] = "val",
+    source: Source = "vspw",
+    table: Annotated[
+        str | None,
+        typer.Option(
+            help="default, liberal or a CSV file: score in VSPW's classes; "
+            "reverse: score predictions of VSPW's classes in the data set's own."
+        ),
+    ] = None,
     json_file: JsonFile = None,
     protocol: Protocol = "vspw",
     vc_protocol: VCProtocol = "vspw-official",
@@ -114,6 +131,8 @@ def score(
         predictions,
         data,
         split,
+        source=source,
+        table=table,
         protocol=protocol,
         vc_protocol=vc_protocol,
         progress=lambda frames, total: progress_bar(frames, total, "scoring"),
@@ -145,7 +164,7 @@ def predict(
     json_file: JsonFile = None,
     device: Device = None,
 ) -> None:
-    """Label a video, frames, an image or what a camera sees. Ctrl-C ends it and keeps what is done.
+    """Label a video, frames, an image or what a camera sees. Ctrl-C or SIGTERM ends it and keeps what is done.
 
     Several GPUs share the videos of a VSPW root: torchrun --nproc_per_node=8 -m vss_hf predict ...
     """
@@ -178,33 +197,32 @@ def predict(
             for path in results["files"]:
                 typer.echo(path)
             write_results(results, json_file)
-    if results["interrupted"] and not isinstance(what, int):  # a camera has no other end
-        typer.echo("stopped by Ctrl-C; what is written is whole", err=True)
-        raise typer.Exit(128 + signal.SIGINT)
+    number = results["stop_signal"]
+    if number and not (isinstance(what, int) and number == signal.SIGINT):  # a camera has no other end than Ctrl-C
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        typer.echo(f"stopped by {name}; what is written is whole", err=True)
+        raise typer.Exit(128 + number)
 
 
 @app.command()
 def card(
-    folder: Annotated[Path, typer.Argument(help="Model folder.")],
+    folder: Annotated[Path, typer.Argument(help="Model folder, or one that `vss-hf data parquet` made.")],
     repo_id: Annotated[str | None, typer.Option(help="Hub repo that the loading example names.")] = None,
-    license: Annotated[str | None, typer.Option(help="Licence of the weights, e.g. apache-2.0.")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence of weights or data, e.g. apache-2.0.")] = None,
     license_name: Annotated[str | None, typer.Option(help="With --license other: its name.")] = None,
     license_link: Annotated[str | None, typer.Option(help="With --license other: where it can be read.")] = None,
     dataset_id: Annotated[str | None, typer.Option(help="Hub id of the data set, if it has one.")] = None,
 ) -> None:
-    """Write README.md (the model card) and .eval_results from what the model folder holds."""
-    from vss_hf.hub_cards import write_card, write_eval_results
+    """Write README.md (the model card) and .eval_results from what the model folder holds; or a data set's card."""
+    from vss_hf.hub_cards import write_card, write_dataset_card, write_eval_results
 
+    licence = {"license": license, "license_name": license_name, "license_link": license_link}
+    if (folder / "vss_hf_dataset.json").is_file():
+        typer.echo(write_dataset_card(folder, repo_id=repo_id, **licence))
+        return
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no config.json; expected a model folder")
-    path = write_card(
-        folder,
-        repo_id=repo_id,
-        license=license,
-        license_name=license_name,
-        license_link=license_link,
-        dataset_id=dataset_id,
-    )
+    path = write_card(folder, repo_id=repo_id, dataset_id=dataset_id, **licence)
     results = folder / "eval_results.json"
     if results.is_file():
         write_eval_results(folder, json.loads(results.read_text(encoding="utf-8")), dataset_id)

@@ -12,7 +12,7 @@ import typer
 from vss_hf.files import write_json
 
 
-DataFolder = Annotated[Path, typer.Option("--data", help="Data set in VSPW layout.")]
+DataFolder = Annotated[Path, typer.Option("--data", help="Data set: a folder, or owner/name of packed data on the Hub.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the results here, for programs.")]
 
 
@@ -29,6 +29,9 @@ def show_results(results: dict[str, Any]) -> None:
     from rich.table import Table
 
     data = f"{results['dataset']} {results['split']}: {results['videos']} videos, {results['frames']} frames"
+    if "source" in results:
+        of = f"table {results['table']}" if results["table"] else "its own classes"
+        data += f" ({results['source']}, {of})"
     table = Table(title=f"{results['model']} on {data}")
     for heading in ("metric", "value", "protocol"):
         table.add_column(heading, justify="right" if heading == "value" else "left")

@@ -217,14 +217,16 @@ def wait_for(done, seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
-def test_ctrl_c_keeps_what_is_done(model, tmp_path, capsys):
-    """A real SIGINT, sent when some frames are there."""
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_a_signal_keeps_what_is_done(model, tmp_path, capsys, number, name):
+    """A real signal, sent when some frames are there."""
+    before = signal.getsignal(number)
     path = write_video(tmp_path / "long.mp4", moving_frames(1) * 3000)
     out = tmp_path / "o"
 
     def interrupt():
         wait_for(lambda: len(list(out.glob("long/*.png"))) > 4)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
@@ -233,17 +235,18 @@ def test_ctrl_c_keeps_what_is_done(model, tmp_path, capsys):
         "predict", model, path, "--out", out, "--overlay", "--submission", archive, "--json", tmp_path / "r.json"
     )
     thread.join()
-    assert code == 128 + signal.SIGINT and "stopped by Ctrl-C" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert code == 128 + number and f"stopped by {name}" in capsys.readouterr().err
+    assert signal.getsignal(number) is before
     results = json.loads((tmp_path / "r.json").read_text())
     count = len(label_maps(out / "long"))
-    assert results["interrupted"] and results["frames"] == count and 4 < count < 3000
+    assert (results["interrupted"], results["stop_signal"], results["frames"]) == (True, number, count)
+    assert 4 < count < 3000
     assert len(list(open_source(out / "long_overlay.mp4"))) == count
     assert half_files(tmp_path) == [] and not archive.exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_process_that_is_ended(model, tmp_path, number):
     """SIGKILL leaves no half file under a final name, and the next run is not disturbed by what it left."""
     path = write_video(tmp_path / "long.mp4", moving_frames(1, 64, 96) * 2000)
@@ -255,7 +258,7 @@ def test_a_process_that_is_ended(model, tmp_path, number):
     code = process.wait(60)
     maps = label_maps(out / "long")  # all can be read
     assert 20 < len(maps) < 2000 and {m.shape for m in maps} == {(64, 96)}
-    if number == signal.SIGINT:
+    if number != signal.SIGKILL:
         assert code == 128 + number and half_files(out) == []
         assert len(list(open_source(out / "long_overlay.mp4"))) == len(maps)
         return

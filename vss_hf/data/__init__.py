@@ -13,10 +13,25 @@ if TYPE_CHECKING:
     from .labels import IGNORE_INDEX as IGNORE_INDEX
     from .labels import VSPW as VSPW
     from .labels import ClassList as ClassList
+    from .parquet import open_parquet_split as open_parquet_split
+    from .parquet import verify_parquet as verify_parquet
+    from .parquet_writer import write_parquet as write_parquet
+    from .remap import RemapTable as RemapTable
+    from .remap import ReverseMap as ReverseMap
+    from .remap import load_table as load_table
+    from .remap import reverse_map as reverse_map
+    from .repair import RepairReport as RepairReport
+    from .repair import repair_dataset as repair_dataset
     from .sample import make_sample_dataset as make_sample_dataset
     from .sample_ambiguous import make_ambiguous_dataset as make_ambiguous_dataset
+    from .scan import LabelScan as LabelScan
+    from .scan import filter_labelled as filter_labelled
+    from .scan import scan_labels as scan_labels
     from .splits import LabelledSplit as LabelledSplit
     from .splits import open_split as open_split
+    from .statistics import LabelStatistics as LabelStatistics
+    from .statistics import frame_weights as frame_weights
+    from .statistics import label_statistics as label_statistics
     from .stream import FrameStream as FrameStream
     from .transforms import AugmentationConfig as AugmentationConfig
     from .transforms import TrainTransform as TrainTransform
@@ -39,7 +54,22 @@ _HOME = {
     "LabelledSplit": "splits",
     "open_split": "splits",
     "scan_split": "vspw",
+    "RemapTable": "remap",
+    "ReverseMap": "remap",
+    "load_table": "remap",
+    "reverse_map": "remap",
+    "open_parquet_split": "parquet",
+    "verify_parquet": "parquet",
+    "write_parquet": "parquet_writer",
+    "LabelScan": "scan",
+    "filter_labelled": "scan",
+    "scan_labels": "scan",
+    "LabelStatistics": "statistics",
+    "frame_weights": "statistics",
+    "label_statistics": "statistics",
     "FrameStream": "stream",
+    "RepairReport": "repair",
+    "repair_dataset": "repair",
     "VerifyReport": "verify",
     "verify_dataset": "verify",
     "AugmentationConfig": "transforms",

@@ -15,6 +15,9 @@ from vss_hf.modeling.clip_frames import clip_frames
 
 from .labels import ClassList
 from .masks import LabelReader
+from .order import EveryFrame, VideoWindows
+from .packed import fitting_window
+from .parquet import download_split, hub_id
 from .splits import LabelledSplit, open_split
 from .stream import FrameStream
 from .vspw import VSPWVideo, image_tensor, matching
@@ -44,10 +47,12 @@ def load_vspw(
     (num_frames - 1, H, W); and with `raw_labels` "raw_labels" uint8 (H, W) as on disk.
 
     Args:
-        root: the data set folder.
+        root: the data set folder; or one packed by `write_parquet`; or the id of such a data set on the Hub,
+            "owner/name" or "owner/name@revision": downloaded first, or with `streaming` fetched while it is read.
         split: "train", "val", "test", or any list file's name without ".txt".
         streaming: False for a map-style `datasets.Dataset`. True for a `datasets.IterableDataset` in file order with
-            one shard per video; with `shuffle_seed`, a `FrameStream` that mixes videos and resumes exactly.
+            one shard per video; with `shuffle_seed`, a `FrameStream` that mixes videos and resumes exactly. Of packed
+            data it mixes up to 16 videos at a time, so that each rank and worker fetches its own videos only.
         frame_offsets: which earlier frames come with each labelled one, in frames before it, ascending: (-9, -6, -3).
         clip_start: where an offset points before the first frame: "repeat" takes the first frame, "mirror" counts
             forwards from it instead, but not beyond the labelled frame (both as `clip_frames` does for video models),
@@ -63,7 +68,10 @@ def load_vspw(
         FileNotFoundError: folder, video, mask or class list missing.
         ValueError: an argument is out of its range, or the data set is damaged (see `scan_split`); on access, for a
             file that cannot be decoded or whose size is not its frame's.
+        OSError: the Hub cannot be reached; also on access.
     """
+    if not streaming and hub_id(root) is not None:
+        root = download_split(root, split)
     return load_split(
         open_split(root, split, classes=classes),
         streaming=streaming,
@@ -107,7 +115,11 @@ def load_split(
         return stream.map(decoder, remove_columns=["images", "masks"])
     rows = [row for shard in shards for row in shard]
     dataset = Dataset.from_list(rows, split=NamedSplit(split.name)).with_transform(decoder.decode_batch)
-    return dataset if shuffle_seed is None else FrameStream(dataset, seed=shuffle_seed)
+    if shuffle_seed is None:
+        return dataset
+    lengths = [len(shard) for shard in shards]
+    order = VideoWindows(lengths, fitting_window(split.videos)) if split.packed else EveryFrame(len(rows))
+    return FrameStream(dataset, seed=shuffle_seed, order=order)
 
 
 def _checked_offsets(frame_offsets: Sequence[int], clip_start: str) -> tuple[int, ...]:
@@ -202,7 +214,7 @@ class ClipDecoder:
         if path not in known:
             values = matching(self.reader.values(path), path, image, image_path)
             known[path] = (
-                torch.from_numpy(self.reader.lookup[values]),
+                torch.from_numpy(self.reader.lookup.take(values)),
                 torch.from_numpy(values) if self.raw_labels else None,
             )
         return known[path]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .labels import ClassList
 from .masks import LabelReader
-from .vspw import VSPWVideo, scan_split
+from .vspw import VSPWVideo
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,20 +46,52 @@ class LabelledSplit:
         """Frames of all videos."""
         return sum(len(video.frames) for video in self.videos)
 
+    @property
+    def packed(self) -> bool:
+        """Whether the files lie in Parquet shards, which are best read a video at a time."""
+        return self.source == "parquet"
+
     def __str__(self) -> str:
         return f"split {self.name!r} of {self.root}"
 
 
-def open_split(root: str | Path, split: str, *, classes: ClassList | None = None) -> LabelledSplit:
-    """Lists the files of a split; opens no image.
+def open_split(
+    root: str | Path,
+    split: str,
+    *,
+    source: str = "vspw",
+    table: str | Path | None = None,
+    classes: ClassList | None = None,
+    min_labelled: float = 0.0,
+) -> LabelledSplit:
+    """Lists the files of a split; opens no image, except to count labels for `min_labelled`.
 
     Args:
-        root: the data set folder, in VSPW's layout.
-        split: its name.
-        classes: the class list; default is the data set's own.
+        root: the data set folder in its official layout; for VSPW's layout also a packed one or one on the Hub.
+        split: its name on disk. "train" and "val" are understood for every source ("train2017", "validation", ...).
+        source: which data set it is; the names in `sources.SOURCES`.
+        table: None keeps the source's own classes; "default", "liberal" or the path of a CSV file remaps them to
+            VSPW's (see `remap.load_table`).
+        classes: the class list, for source "vspw" only; default is the data set's own.
+        min_labelled: leaves out images of which a smaller share (0..1) has a label, after remapping.
 
     Raises:
-        FileNotFoundError, ValueError: as `scan_split` and `ClassList.from_root`.
+        FileNotFoundError: a folder, file or class list is missing; the message says what was expected.
+        ValueError: unknown source, split or table, or the data set is damaged.
     """
-    classes = ClassList.from_root(root) if classes is None else classes
-    return LabelledSplit(Path(root), split, classes, LabelReader.of_classes(classes), tuple(scan_split(root, split)))
+    from .layouts_videos import open_vspw  # these import this file
+    from .remap import load_table, nearest
+    from .sources import SOURCES
+
+    if source not in SOURCES:
+        raise ValueError(f"unknown source {source!r}; {nearest(source, SOURCES)}")
+    if classes is not None and source != "vspw":
+        raise ValueError(f"classes with source {source!r}: it has a class list of its own; leave classes out")
+    opened = open_vspw(root, split, classes) if source == "vspw" else SOURCES[source](Path(root), split)
+    if table is not None:
+        opened = load_table(source, table).apply(opened)
+    if min_labelled:
+        from .scan import filter_labelled
+
+        opened = filter_labelled(opened, min_labelled)
+    return opened

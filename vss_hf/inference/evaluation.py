@@ -16,37 +16,39 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vss_hf.data.labels import ClassList
-from vss_hf.data.vspw import VSPWVideo, read_image, read_mask, scan_split
+from vss_hf.data.splits import LabelledSplit
+from vss_hf.data.vspw import read_image, read_mask
 from vss_hf.data.workers import end_with_parent
 from vss_hf.metrics import ConfusionMatrix, VideoConsistency, sum_over_processes
 
 from .batches import runs
+from .ground_truth import GroundTruth, open_ground_truth
 from .processes import check_same_everywhere, failing_together, is_first, largest, own_share, rank_and_world
 from .segmenter import VideoSegmenter
 
 
 @dataclass
 class LabelledFrame:
-    """One decoded frame: its video's position, RGB image (None when only the mask is wanted), mask as on disk."""
+    """One decoded frame: its video's position, RGB image (None when only the mask is wanted), the mask's values."""
 
     video: int
     name: str
     image: np.ndarray | None
-    raw_labels: np.ndarray
+    values: np.ndarray
 
 
 class FrameReader(Dataset):
     """Decodes the frames of videos in order.
 
     Args:
-        videos: from `labelled_videos`.
+        split: a split with masks.
         chosen: positions of the videos to read.
         with_images: whether to decode the frames beside the masks.
     """
 
-    def __init__(self, videos: list[VSPWVideo], chosen: Sequence[int], with_images: bool = True):
-        self.frames = [(i, record) for i in chosen for record in videos[i].frames]
+    def __init__(self, split: LabelledSplit, chosen: Sequence[int], with_images: bool = True):
+        self.reader = split.reader
+        self.frames = [(i, record) for i in chosen for record in split.videos[i].frames]
         self.with_images = with_images
 
     def __len__(self) -> int:
@@ -55,34 +57,32 @@ class FrameReader(Dataset):
     def __getitem__(self, index: int) -> LabelledFrame:
         video, record = self.frames[index]
         image = read_image(record.image_path) if self.with_images else None
-        assert record.mask_path is not None  # `labelled_videos` has looked
-        labels = read_mask(record.mask_path)
-        if image is not None and image.shape[:2] != labels.shape:
+        assert record.mask_path is not None  # `open_ground_truth` has looked
+        values = self.reader.values(record.mask_path)
+        if image is not None and image.shape[:2] != values.shape:
             raise ValueError(
-                f"{record.mask_path}: mask is {labels.shape[1]}x{labels.shape[0]} and its frame "
+                f"{record.mask_path}: mask is {values.shape[1]}x{values.shape[0]} and its frame "
                 f"{image.shape[1]}x{image.shape[0]} (width x height); they must agree"
             )
-        return LabelledFrame(video, record.stem, image, labels)
+        return LabelledFrame(video, record.stem, image, values)
 
 
 class VideoScores:
     """Confusion counts and video consistency of predictions that come in frame by frame.
 
     Args:
-        classes: class list of the data set.
-        num_videos: of the data set, counted in this process or not.
+        truth: what the predictions are compared with; all its videos, counted in this process or not.
         protocol: of the mIoU, `vspw` or `evaluate`.
         vc_protocol: of the video consistency, e.g. `vspw-official`.
     """
 
-    def __init__(
-        self, classes: ClassList, num_videos: int, protocol: str = "vspw", vc_protocol: str = "vspw-official"
-    ):
-        self.classes, self.protocol, self.vc_protocol = classes, protocol, vc_protocol
-        self.confusion = ConfusionMatrix(classes.num_labels)
+    def __init__(self, truth: GroundTruth, protocol: str = "vspw", vc_protocol: str = "vspw-official"):
+        self.truth, self.protocol, self.vc_protocol = truth, protocol, vc_protocol
+        self.confusion = ConfusionMatrix(truth.classes.num_labels)
         self.confusion.compute(protocol)  # an unknown protocol is an error now, not after hours of frames
         self.consistency = VideoConsistency(protocol=vc_protocol)  # of the open video
         self.video: int | None = None
+        num_videos = len(truth.split.videos)
         self.frames = torch.zeros(num_videos, dtype=torch.int64)
         self.totals = torch.zeros(num_videos, *self.consistency.totals.shape, dtype=torch.float64)
 
@@ -91,10 +91,10 @@ class VideoScores:
         if frame.video != self.video:
             self.end_video()
             self.video = frame.video
-        labels = self.classes.lookup[frame.raw_labels]
+        labels, prediction = self.truth.lookup[frame.values], self.truth.scored_prediction(prediction)
         self.confusion.update(prediction, labels)
-        # The official script compares masks as they lie on disk, where 0 ("others") and 255 (void) are two values.
-        self.consistency.add_frame(prediction, frame.raw_labels if self.vc_protocol != "paper" else labels)
+        raw = self.truth.raw_consistency and self.vc_protocol != "paper"
+        self.consistency.add_frame(prediction, frame.values if raw else labels)
         self.frames[frame.video] += 1
 
     def end_video(self) -> None:
@@ -126,7 +126,7 @@ class VideoScores:
             "frames": int(self.frames.sum()),
             **{k: scores[k] for k in ("mean_iou", "frequency_weighted_iou", "pixel_accuracy", "mean_accuracy")},
             "classes_scored": scores["num_classes_scored"],
-            "per_class_iou": dict(zip(self.classes.names, scores["per_class_iou"], strict=True)),
+            "per_class_iou": dict(zip(self.truth.classes.names, scores["per_class_iou"], strict=True)),
             "vc8": number_or_none(vc["vc8"]),
             "vc16": number_or_none(vc["vc16"]),
             "vc_clips": vc["clips"],
@@ -138,6 +138,8 @@ def evaluate_model(
     root: str | Path,
     split: str = "val",
     *,
+    source: str = "vspw",
+    table: str | Path | None = None,
     protocol: str = "vspw",
     vc_protocol: str = "vspw-official",
     batch_size: int = 4,
@@ -151,8 +153,12 @@ def evaluate_model(
 
     Args:
         segmenter: image or video model and processor. It begins anew with every video, and at the end.
-        root: data set in VSPW layout.
+        root: the data set: a folder, or packed data on the Hub.
         split: a split with masks.
+        source: the data set's layout, as for `open_split`.
+        table: in whose classes a data set of other classes is scored. "default", "liberal" or a CSV file: VSPW's
+            (`load_table`). None: its own; a model of VSPW's classes is then scored with "reverse", in groups of the
+            data set's classes that VSPW does not tell apart (`reverse_map`).
         protocol: of the mIoU: `vspw` (classes present in the ground truth) or `evaluate` (classes with union > 0).
         vc_protocol: `vspw-official`, `paper` or `dvis-legacy`.
         batch_size: frames per forward pass of an image model; a batch holds frames of one video. A video model takes
@@ -164,7 +170,7 @@ def evaluate_model(
         Dictionary for `--json`: protocols, split, dataset, videos, frames, mean_iou, frequency_weighted_iou,
         pixel_accuracy, mean_accuracy, per_class_iou (name: value or None), vc8, vc16, vc_clips, frames_per_second
         (preprocessing, model and label map, of all processes together; without decoding and scoring), model,
-        versions, hardware.
+        versions, hardware; and source and table, where the data set is not simply in VSPW's layout.
 
     Raises:
         ValueError: the split has no masks, the model's classes are not the data set's, or the processes see different
@@ -172,11 +178,9 @@ def evaluate_model(
         OtherProcessFailed: another process raised; its message is repeated.
     """
     with failing_together():
-        videos = labelled_videos(root, split)
-        classes = ClassList.from_root(root)
-        check_classes(segmenter.names, classes, root)
-        scores = VideoScores(classes, len(videos), protocol, vc_protocol)
-    reader = FrameReader(videos, share_of(videos, root, split))
+        truth = open_ground_truth(root, split, source, table, segmenter.names)
+        scores = VideoScores(truth, protocol, vc_protocol)
+    reader = FrameReader(truth.split, share_of(truth.split, root))
     seconds = 0.0
     with failing_together():
         batches = DataLoader(
@@ -195,7 +199,7 @@ def evaluate_model(
         # Which frames run through the model together changes the last bits of its output. This depends on the video
         # alone, so it does not matter which process takes it.
         video = None
-        for frames in runs(frames_in_order, batch_size, key=lambda frame: (frame.video, frame.raw_labels.shape)):
+        for frames in runs(frames_in_order, batch_size, key=lambda frame: (frame.video, frame.values.shape)):
             if frames[0].video != video:
                 segmenter.reset()
                 video = frames[0].video
@@ -209,8 +213,7 @@ def evaluate_model(
     results, seconds = scores.results(), largest(seconds)
     return {
         **results,
-        "split": split,
-        "dataset": Path(root).resolve().name,
+        **data_set_scored(truth, root, source),
         "frames_per_second": results["frames"] / seconds if seconds else None,
         "model": Path(str(segmenter.model.config.name_or_path)).name or type(segmenter.model).__name__,
         **environment(segmenter.model.device),
@@ -222,6 +225,8 @@ def score_predictions(
     root: str | Path,
     split: str = "val",
     *,
+    source: str = "vspw",
+    table: str | Path | None = None,
     protocol: str = "vspw",
     vc_protocol: str = "vspw-official",
     progress: Callable[[Iterator, int], Iterator] | None = None,
@@ -230,8 +235,8 @@ def score_predictions(
 
     Args:
         predictions: folder with `<video>/<frame>.png`, 8-bit indices 0..num_labels-1, at the size of the ground truth.
-        root: data set in VSPW layout.
-        split: a split with masks.
+        root, split, source: as for `evaluate_model`.
+        table: as for `evaluate_model`, and "reverse" has to be said: files do not tell whose labels they hold.
         protocol: as for `evaluate_model`.
         vc_protocol: as for `evaluate_model`.
         progress: as for `evaluate_model`.
@@ -245,29 +250,30 @@ def score_predictions(
         OtherProcessFailed: as `evaluate_model`.
     """
     with failing_together():
-        videos = labelled_videos(root, split)
-        scores = VideoScores(ClassList.from_root(root), len(videos), protocol, vc_protocol)
+        truth = open_ground_truth(root, split, source, table)
+        videos = truth.split.videos
+        scores = VideoScores(truth, protocol, vc_protocol)
         files = [prediction_file(predictions, video.name, record.stem) for video in videos for record in video.frames]
         missing = [path for path in files if not path.is_file()]
         if missing:
             raise FileNotFoundError(
                 f"{len(missing)} of {len(files)} predictions are missing, the first is {missing[0]}"
             )
-    reader = FrameReader(videos, share_of(videos, root, split), with_images=False)
+    reader = FrameReader(truth.split, share_of(truth.split, root), with_images=False)
     with failing_together():
         in_order: Iterator[LabelledFrame] = (reader[i] for i in range(len(reader)))
         for frame in progress(in_order, len(reader)) if progress and is_first() else in_order:
             path = prediction_file(predictions, videos[frame.video].name, frame.name)
             score_file(path, frame, scores)
     scores.reduce()
-    results = {**scores.results(), "split": split, "dataset": Path(root).resolve().name, "frames_per_second": None}
+    results = {**scores.results(), **data_set_scored(truth, root, source), "frames_per_second": None}
     return {**results, "model": Path(predictions).resolve().name, **environment("cpu")}
 
 
 def score_file(path: Path, frame: LabelledFrame, scores: VideoScores) -> None:
     """Count the prediction of one frame; errors name its file."""
     prediction = read_mask(path)  # as masks: no lossy format, and no 4-bit grey, whose values PIL stretches
-    wanted = frame.raw_labels.shape
+    wanted = frame.values.shape
     if prediction.shape != wanted:
         raise ValueError(f"{path}: found {prediction.shape}, expected {wanted} as the mask (height, width)")
     try:
@@ -276,38 +282,22 @@ def score_file(path: Path, frame: LabelledFrame, scores: VideoScores) -> None:
         raise ValueError(f"{path}: {error}") from error
 
 
-def labelled_videos(root: str | Path, split: str) -> list[VSPWVideo]:
-    """The videos of a split that has masks."""
-    videos = scan_split(root, split)
-    if not videos[0].has_masks:
-        raise ValueError(f"split '{split}' of {root} has no masks: it can be predicted, not scored")
-    return videos
+def data_set_scored(truth: GroundTruth, root: str | Path, source: str) -> dict[str, Any]:
+    """What was scored; source and table are left out for a data set in VSPW's layout with its own classes."""
+    scored = {"split": truth.split.name, "dataset": Path(root).resolve().name}
+    return scored if source == "vspw" and truth.table is None else {**scored, "source": source, "table": truth.table}
 
 
-def share_of(videos: list[VSPWVideo], root: str | Path, split: str) -> list[int]:
+def share_of(split: LabelledSplit, root: str | Path) -> list[int]:
     """The positions of the videos that this process counts."""
-    listing = "\n".join(f"{video.name} {len(video.frames)}" for video in videos)
-    check_same_everywhere(listing, f"split '{split}' of {root}")
-    return own_share([len(video.frames) for video in videos])
+    listing = "\n".join(f"{video.name} {len(video.frames)}" for video in split.videos)
+    check_same_everywhere(listing, f"split '{split.name}' of {root}")
+    return own_share([len(video.frames) for video in split.videos])
 
 
 def prediction_file(folder: str | Path, video: str, frame: str) -> Path:
     """Where the prediction of a frame lies."""
     return Path(folder) / video / f"{frame}.png"
-
-
-def check_classes(names: list[str], classes: ClassList, root: str | Path) -> None:
-    """Raise unless the model's classes are the data set's, in order."""
-    if len(names) != classes.num_labels:
-        raise ValueError(
-            f"the model has {len(names)} classes (num_labels) and {root} has {classes.num_labels}: "
-            "train on this data set, or evaluate on the one that the model was trained on"
-        )
-    for i, (ours, theirs) in enumerate(zip(names, classes.names, strict=True)):
-        if ours != theirs and not ours.startswith("LABEL_"):
-            raise ValueError(
-                f"class {i} is '{ours}' for the model and '{theirs}' in {root}: another class list or order"
-            )
 
 
 def flatten(batches: Any) -> Iterator[LabelledFrame]:
