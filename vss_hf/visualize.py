@@ -1,4 +1,4 @@
-"""Drawing: label maps over frames, sheets for cards and docs, training curves, label PNGs."""
+"""Drawing: label maps over frames, sheets for cards and docs, training curves, label statistics, label PNGs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from vss_hf.files import write_bytes
@@ -17,6 +18,7 @@ from vss_hf.files import write_bytes
 
 if TYPE_CHECKING:
     from vss_hf.data import ClassList
+    from vss_hf.data.statistics import LabelStatistics
 
 Palette = Sequence[Sequence[int]]
 
@@ -249,6 +251,115 @@ def _draw_score(axis, steps: np.ndarray, values: np.ndarray) -> None:
         best = int(np.nanargmax(values))
         axis.plot(steps[best], values[best], "o", color="tab:green", markersize=8, fillstyle="none")
         axis.set_title(f"best {values[best]:.4f} at step {int(steps[best])}", fontsize="medium", loc="right")
+
+
+# --- label statistics
+
+
+ROWS_PER_COLUMN = 44  # classes below each other
+IN_MATRIX = 28  # classes that the matrix of co-occurrence can name
+LONGEST_NAME = 26  # characters
+
+
+def plot_label_statistics(statistics: LabelStatistics, palette: Palette, path: str | Path) -> Path:
+    """Bars of how often each class occurs, and for the most frequent ones how often beside each other.
+
+    Args:
+        statistics: of a split.
+        palette: one (red, green, blue) per class, 0..255.
+        path: where to write; .png, .svg or .pdf.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if no pixel is labelled.
+    """
+    path = Path(path)
+    order = statistics.occurring()
+    if not len(order):
+        raise ValueError(f"nothing to draw in {path}: split {statistics.split!r} has no labelled pixel")
+    count = -(-len(order) // ROWS_PER_COLUMN)
+    columns = np.array_split(order, count)
+    shown = min(len(order), IN_MATRIX)
+    side = 1.9 + 0.23 * max(shown, 12)  # inches of the matrix
+    figure = Figure(figsize=(3.9 * count + side, max(0.19 * len(columns[0]) + 1.3, 0.92 * side)), layout="constrained")
+    *bars, matrix = figure.subplots(1, count + 1, width_ratios=[3.9] * count + [side])
+    lowest = 10 ** float(np.floor(np.log10(statistics.shares[order[-1]]) - 0.3))
+    for axis, classes in zip(bars, columns, strict=True):
+        _draw_shares(axis, statistics, classes, palette, lowest)
+        axis.set_ylim(len(columns[0]) - 0.4, -0.6)  # the same height of a bar in every column
+    bars[0].legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=2, fontsize=7.5, frameon=False)
+    _draw_together(matrix, statistics, order[:shown])
+    counts = f"{statistics.num_videos:,} {statistics.unit}"
+    if statistics.unit == "videos":
+        counts += f", {statistics.num_frames:,} frames"
+    remapped = f", {statistics.source} by the {statistics.table} table" if statistics.table else ""
+    notes = f"{len(order)} of {len(statistics.names)} classes, {statistics.ignored_share:.1%} of the pixels ignored"
+    figure.suptitle(f"{statistics.dataset} {statistics.split}{remapped}: {counts}, {notes}", fontsize="medium")
+    _replace(path, lambda file: figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=110))
+    return path
+
+
+def check_picture_name(path: Path) -> None:
+    """Raise before the work when the name of a drawing does not tell its format."""
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"{path}: a drawing is a .png, .svg or .pdf file")
+
+
+def _draw_shares(axis, statistics: LabelStatistics, classes: np.ndarray, palette: Palette, lowest: float) -> None:
+    """A bar per class, its share of the labelled pixels, and a ring, its share of the videos; on a log scale."""
+    rows = np.arange(len(classes))
+    colors = np.array(palette)[classes] / 255
+    videos = statistics.videos[classes] / max(1, statistics.num_videos)
+    axis.barh(rows, statistics.shares[classes], color=colors, edgecolor="0.35", linewidth=0.4, height=0.74)
+    axis.plot(
+        videos, rows, "o", color="0.15", markersize=3.6, fillstyle="none", markeredgewidth=0.9,
+        label=f"share of {statistics.unit}",
+    )  # fmt: skip
+    axis.plot([], [], "s", color="0.6", markersize=6, label="share of labelled pixels")
+    axis.set_xscale("log")
+    axis.set_xlim(lowest, 1.3)
+    axis.set_yticks(rows, [_short(statistics.names[i]) for i in classes], fontsize=7.5)
+    axis.tick_params(axis="y", length=0)
+    axis.tick_params(axis="x", labelsize=7.5)
+    axis.xaxis.set_major_locator(LogLocator(numticks=6))
+    axis.xaxis.set_major_formatter(
+        lambda share, _: f"{np.format_float_positional(100 * share, 3, fractional=False, trim='-')}%"
+    )
+    axis.minorticks_off()
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.grid(axis="x", alpha=0.25)
+    axis.set_axisbelow(True)
+
+
+def _draw_together(axis, statistics: LabelStatistics, classes: np.ndarray) -> None:
+    """Of the frames with the class of a row, the share that also holds the class of a column."""
+    frames = statistics.frames[classes]
+    shares = statistics.together[np.ix_(classes, classes)] / np.maximum(1, frames)[:, None]
+    np.fill_diagonal(shares, np.nan)  # always 100 %
+    image = axis.imshow(shares, cmap="GnBu", vmin=0, vmax=1)
+    names = [_short(statistics.names[i]) for i in classes]
+    size = 7.5 if len(classes) <= 20 else 6.5
+    axis.set_xticks(range(len(classes)), names, rotation=90, fontsize=size)
+    axis.set_yticks(range(len(classes)), names, fontsize=size)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_xticks(np.arange(1, len(classes)) - 0.5, minor=True)
+    axis.set_yticks(np.arange(1, len(classes)) - 0.5, minor=True)
+    axis.grid(which="minor", color="white", linewidth=0.8)
+    axis.tick_params(which="minor", length=0)
+    axis.set_anchor("N")
+    bar = axis.figure.colorbar(image, ax=axis, location="top", shrink=0.6, aspect=40, pad=0.015)
+    bar.set_label("frames with the row's class that also hold the column's", fontsize=7.5)
+    bar.ax.tick_params(labelsize=7.5, length=0)
+    bar.ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    bar.outline.set_visible(False)
+
+
+def _short(name: str) -> str:
+    name = name.replace("_", " ")
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1].rstrip()}…"
 
 
 # --- checks and files

@@ -94,6 +94,24 @@ def failing_together() -> Iterator[None]:
             raise OtherProcessFailed(f"process {rank} of {len(texts)} failed: {text}")
 
 
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """The first process does this block before all others, who then find the files that it wrote.
+
+    Errors end the block in all processes, and what `failing_together` says of exchanges holds here too.
+    """
+    if is_first():
+        with failing_together():
+            yield
+        with failing_together():
+            pass
+    else:
+        with failing_together():
+            pass
+        with failing_together():
+            yield
+
+
 def one_line(error: Exception) -> str:
     """An error in a line; of a data worker, which sends its whole traceback, the end of that."""
     lines = str(error).strip().splitlines() or [""]
