@@ -7,6 +7,7 @@ from make_tree import make_tree
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from vss_hf.data import FrameStream, load_vspw
+from vss_hf.data.order import VideoWindows
 
 
 class Recorder:
@@ -114,6 +115,77 @@ def test_persistent_workers_see_the_new_epoch(recorder):
     fresh = FrameStream(recorder(13), seed=0)
     fresh.set_epoch(1)
     assert first != second == batches(loader(fresh, 2))
+
+
+# --- few videos at a time
+
+LENGTHS = [4, 0, 7, 1, 5, 3]  # 20 samples of 6 videos
+
+
+def of_windows(recorder, window=2, seed=3):
+    return FrameStream(recorder(20), seed=seed, order=VideoWindows(LENGTHS, window))
+
+
+def videos_of(samples):
+    return [int(np.searchsorted(np.cumsum(LENGTHS), sample, side="right")) for sample in samples]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_windows_every_sample_once_over_ranks_and_workers(recorder, world, workers):
+    parts = [of_windows(recorder).shard(world, rank) for rank in range(world)]
+    delivered = [flat(loader(part, workers)) for part in parts]
+    assert [len(part) for part in delivered] == [part.num_samples for part in parts]
+    assert sorted(sum(delivered, [])) == list(range(20))
+
+
+def test_windows_give_every_worker_its_own_videos(recorder):
+    lanes = []
+    for rank in range(2):
+        stream = of_windows(recorder).shard(2, rank)
+        lanes += [videos_of(stream._samples(0, worker, 2).tolist()) for worker in range(2)]
+        alone = [sample["index"] for sample in of_windows(recorder).shard(2, rank)]
+        assert sorted(videos_of(alone)) == sorted(lanes[-2] + lanes[-1])
+    seen = [video for lane in lanes for video in set(lane)]
+    assert len(seen) - len(set(seen)) <= 3  # one video cut at each border
+    whole = [sample["index"] for sample in of_windows(recorder)]
+    epochs = FrameStream(recorder(20), seed=3, order=VideoWindows(LENGTHS, 2))
+    epochs.set_epoch(1)
+    assert whole != [sample["index"] for sample in epochs]
+    places = [place for place, video in enumerate(videos_of(whole)) if video == videos_of(whole)[0]]
+    assert places[-1] < 12  # of the first two videos at most 7 + 5 samples
+    assert places != list(range(len(places))) or len(places) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("world", [3, 25])
+def test_windows_padding_gives_every_rank_the_same_number(recorder, world, workers):
+    parts = [of_windows(recorder).shard(world, rank, pad=True) for rank in range(world)]
+    if workers:
+        samples = [[int(i) for w in range(workers) for i in part._samples(0, w, workers)] for part in parts]
+    else:
+        samples = [[sample["index"] for sample in part] for part in parts]
+    assert [len(part) for part in samples] == [part.num_samples for part in parts] == [-(-20 // world)] * world
+    assert set(sum(samples, [])) == set(range(20))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_windows_resume(recorder, workers):
+    def make():
+        return loader(of_windows(recorder).shard(2, 1), workers)
+
+    running = make()
+    iterator = iter(running)
+    next(iterator)
+    state = running.state_dict()
+    rest = batches(iterator)
+    resumed = make()
+    resumed.load_state_dict(state)
+    assert batches(resumed) == rest
+    assert set(resumed.dataset.dataset.reads()) == set(sum(rest, []))
+    other = FrameStream(recorder(20), seed=3)
+    with pytest.raises(ValueError, match="window was 2 .* is 0 now"):
+        other.load_state_dict(of_windows(recorder).state_dict())
 
 
 # --- resume

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from .order import EveryFrame, Order, VideoWindows
+
 
 class MapStyle(Protocol):
     """What a stream reads from: `len(dataset)` and `dataset[index]`."""
@@ -30,6 +32,8 @@ class FrameStream(IterableDataset):
 
     Every epoch is a permutation of all samples, determined by (seed, epoch). Ranks take every `num_shards`-th sample
     of it, and DataLoader workers every `num_workers`-th of those, so that over all of them each comes exactly once.
+    With the order `VideoWindows`, every worker of every rank takes a stretch of whole videos instead (one may be cut
+    at each border) and mixes a few of them at a time: for data that is fetched a video at a time.
     `state_dict` holds the epoch and how many samples were delivered; resuming jumps there, and opens no file that was
     consumed. With workers use `torchdata.stateful_dataloader.StatefulDataLoader`: it asks each of them for its state.
 
@@ -38,18 +42,20 @@ class FrameStream(IterableDataset):
     Args:
         dataset: read by index; decoding belongs in its `__getitem__`.
         seed: any whole number from 0.
+        order: which samples an epoch has, and in which order; default is `EveryFrame`.
 
     Raises:
         ValueError: the data set is empty or the seed is negative.
     """
 
-    def __init__(self, dataset: MapStyle, *, seed: int = 0):
+    def __init__(self, dataset: MapStyle, *, seed: int = 0, order: Order | None = None):
         if len(dataset) == 0:
             raise ValueError("dataset is empty; nothing to stream")
         if seed < 0:
             raise ValueError(f"seed is {seed}; expected a whole number from 0")
         self.dataset = dataset
         self.seed = seed
+        self.order = EveryFrame(len(dataset)) if order is None else order
         self._transform: Callable[[dict[str, Any], int], Any] | None = None
         self._num_shards, self._index, self._pad = 1, 0, False
         # in shared memory, so that persistent workers see set_epoch
@@ -65,14 +71,7 @@ class FrameStream(IterableDataset):
     @property
     def num_samples(self) -> int:
         """Samples per epoch of this rank, all its workers together (no `__len__`: loaders would misread it)."""
-        return len(range(self._index, self._total, self._num_shards))
-
-    @property
-    def _total(self) -> int:
-        """Samples per epoch of all ranks together, the repeated ones included."""
-        if not self._pad:
-            return len(self.dataset)
-        return -(-len(self.dataset) // self._num_shards) * self._num_shards
+        return self.order.lane_length(self._index, self._num_shards, self._pad)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of the next iteration. A loaded position counts only for the epoch that it belongs to."""
@@ -86,8 +85,8 @@ class FrameStream(IterableDataset):
         Args:
             num_shards: number of processes.
             index: number of this process, from 0.
-            pad: repeat up to `num_shards - 1` samples of the epoch's beginning, so that every process gets the same
-                number. Distributed training needs that; evaluation must not have it.
+            pad: repeat up to `num_shards - 1` samples of the epoch, so that every process gets the same number.
+                Distributed training needs that; evaluation must not have it.
 
         Raises:
             ValueError: `index` is out of range, the stream is a shard already, or this shard would be empty.
@@ -96,8 +95,10 @@ class FrameStream(IterableDataset):
             raise ValueError(f"index is {index} with num_shards {num_shards}; expected 0 <= index < num_shards")
         if self._num_shards != 1:
             raise ValueError(f"this stream is shard {self._index} of {self._num_shards} already; shard the whole one")
-        if not pad and index >= len(self.dataset):
-            raise ValueError(f"{len(self.dataset)} samples leave shard {index} of {num_shards} empty; use pad=True")
+        if not pad and self.order.lane_length(index, num_shards) == 0:
+            raise ValueError(
+                f"{self.order.num_samples} samples leave shard {index} of {num_shards} empty; use pad=True"
+            )
         return self._copy(_num_shards=num_shards, _index=index, _pad=pad)
 
     def with_transform(self, transform: Callable[[dict[str, Any], int], Any]) -> FrameStream:
@@ -119,15 +120,24 @@ class FrameStream(IterableDataset):
         return self._deliver(start, self.epoch)
 
     def _deliver(self, start: int, epoch: int) -> Iterator[Any]:
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
-        order = np.resize(order, self._total)[self._index :: self._num_shards]  # resize repeats from the beginning
-        worker, num_workers = _worker()
-        for sample in order[worker::num_workers][start:].tolist():
+        for sample in self._samples(epoch, *_worker())[start:].tolist():
             item = self.dataset[sample]
             if self._transform is not None:
                 item = self._transform(item, self._sample_seed(epoch, sample))
             self._delivered += 1
             yield item
+
+    def _samples(self, epoch: int, worker: int, num_workers: int) -> np.ndarray:
+        """The samples of an epoch for one worker of this rank."""
+        order, rank, ranks = self.order, self._index, self._num_shards
+        if not isinstance(order, VideoWindows):
+            return order.lane(self.seed, epoch, rank, ranks, self._pad)[worker::num_workers]
+        # The borders of ranks are borders of workers too: a rank has the same number with any number of workers.
+        samples = order.lane(self.seed, epoch, rank * num_workers + worker, ranks * num_workers)
+        missing = self.num_samples - order.lane_length(rank, ranks)
+        if missing and worker == num_workers - 1:  # one, by `pad`; the rank may have no other
+            samples = np.append(samples, order.lane(self.seed, epoch, rank, ranks, True)[:missing])
+        return samples
 
     def _sample_seed(self, epoch: int, sample: int) -> int:
         return int(np.random.SeedSequence([self.seed, epoch, sample]).generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -156,7 +166,8 @@ class FrameStream(IterableDataset):
         worker, num_workers = _worker()
         return {
             "seed": self.seed,
-            "num_samples": len(self.dataset),
+            "num_samples": self.order.num_samples,
+            "window": self.order.window if isinstance(self.order, VideoWindows) else 0,
             "num_shards": self._num_shards,
             "shard": self._index,
             "pad": int(self._pad),

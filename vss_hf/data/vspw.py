@@ -12,8 +12,10 @@ palette masks that VSPW mixes in. `scan_split` lists videos without opening an i
 
 from __future__ import annotations
 
+import io
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ import torch
 from PIL import Image, ImageFile
 
 from .labels import VSPW, ClassList
+from .packed import is_packed, read_packed
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -142,7 +145,7 @@ def list_images(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     for path in folder.iterdir():
         if path.name.startswith(".") or path.suffix.lower() not in suffixes:
             continue
-        if not _is_text(path.name):
+        if not is_text(path.name):
             raise ValueError(f"{folder}: the file name {path.name!r} is not UTF-8; rename it")
         if path.stem in images:
             raise ValueError(f"{folder}: {images[path.stem].name} and {path.name} are one frame; keep one of them")
@@ -152,7 +155,7 @@ def list_images(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return dict(sorted(images.items()))
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
     """Whether a file name can be written as UTF-8; Arrow tables and JSON take no other."""
     return not any(0xD800 <= ord(character) <= 0xDFFF for character in name)
 
@@ -165,7 +168,8 @@ def read_image(path: str | Path) -> np.ndarray:
     with open_image(path) as image:
         check_frame_mode(path, image)
         with naming_damage(path):
-            return np.array(image.convert("RGB"))
+            image.load()
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -192,32 +196,66 @@ class NotIndicesError(ValueError):
 
 
 def open_image(path: str | Path) -> ImageFile.ImageFile:
-    """Opens an image file without decoding it; errors as `read_image`. Close it, or use it in a `with`."""
-    if not os.path.isfile(path):  # also keeps us from waiting at a pipe for ever
-        if os.path.lexists(path):
-            raise ValueError(f"{path}: not a file; expected an image")
-        folder = os.path.dirname(path)
-        gone = "" if os.path.isdir(folder or ".") else "; its folder is gone too"
-        raise FileNotFoundError(f"{path}: no such file{gone}")
-    if os.path.getsize(path) == 0:
-        raise ValueError(f"{path}: empty file (0 bytes); expected an image")
+    """Opens an image file without decoding it; errors as `read_image`. Close it, or use it in a `with`.
+
+    A file in a Parquet shard has a virtual path (see packed.py).
+    """
+    if is_packed(path):
+        data = read_packed(path)
+        with naming_damage(path):
+            return Image.open(io.BytesIO(data))
+    check_file(path, "an image")
     with naming_damage(path):
         return Image.open(path)
 
 
+def check_file(path: str | Path, expected: str) -> None:
+    """Raise for a path that is no file, or an empty one; `expected` ends the message."""
+    if not os.path.isfile(path):  # also keeps us from waiting at a pipe for ever
+        if os.path.lexists(path):
+            raise ValueError(f"{path}: not a file; expected {expected}")
+        folder = os.path.dirname(path)
+        gone = "" if os.path.isdir(folder or ".") else "; its folder is gone too"
+        raise FileNotFoundError(f"{path}: no such file{gone}")
+    if os.path.getsize(path) == 0:
+        raise ValueError(f"{path}: empty file (0 bytes); expected {expected}")
+
+
 @contextmanager
 def naming_damage(path: str | Path) -> Iterator[None]:
-    """Turns PIL's many ways to report damage into a ValueError that names the file.
+    """Turns PIL's many ways to report damage into a ValueError that names the file."""
+    with _refusing_truncated():
+        try:
+            yield
+        except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path}: cannot be read as an image: {error}") from error
 
-    PIL can be told, for the whole process, to fill what is missing from a picture with grey. Not here.
+
+class _RefusingTruncated:
+    """PIL can be told, for the whole process, to fill what is missing from a picture with grey. Not while we read.
+
+    Threads may read at once: the first one to enter changes the setting and the last one to leave puts it back.
     """
-    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        yield
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as an image: {error}") from error
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+
+    def __init__(self):
+        self.lock, self.readers, self.setting = threading.Lock(), 0, False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self.lock:
+            if self.readers == 0:
+                self.setting, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+            self.readers += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.readers -= 1
+                if self.readers == 0:
+                    ImageFile.LOAD_TRUNCATED_IMAGES = self.setting
+
+
+_refusing_truncated = _RefusingTruncated()
 
 
 def check_frame_mode(path: str | Path, image: ImageFile.ImageFile) -> None:
@@ -257,7 +295,7 @@ def decode_frame(record: FrameRecord, classes: ClassList = VSPW) -> tuple[torch.
     if record.mask_path is None:
         return frame, None
     mask = matching(read_mask(record.mask_path), record.mask_path, frame, record.image_path)
-    return frame, torch.from_numpy(classes.lookup[mask])
+    return frame, torch.from_numpy(classes.lookup.take(mask))
 
 
 def image_tensor(path: str | Path) -> torch.Tensor:
