@@ -1,8 +1,11 @@
-"""Model cards, evaluation results and pushes in the forms that the Hugging Face Hub reads."""
+"""Cards of models and data sets, evaluation results and pushes in the forms that the Hugging Face Hub reads."""
 
 from .card import render_card, write_card
+from .dataset_card import render_dataset_card, write_dataset_card
 from .eval_results import model_index, write_eval_results
-from .push import PushError, PushResult, prepare_repo, push_folder
+from .push import PushError, PushResult
+from .push_dataset import push_dataset
+from .push_model import prepare_repo, push_folder
 
 
 __all__ = [
@@ -10,8 +13,11 @@ __all__ = [
     "PushResult",
     "model_index",
     "prepare_repo",
+    "push_dataset",
     "push_folder",
     "render_card",
+    "render_dataset_card",
     "write_card",
+    "write_dataset_card",
     "write_eval_results",
 ]

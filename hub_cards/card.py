@@ -4,34 +4,35 @@ Nothing in a card is typed in by hand and nothing is guessed: the text is `model
 that training and evaluation left in the folder, and a missing file is said to be missing.
 """
 
-import hashlib
 import json
 import math
 import re
-import shlex
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from vss_hf.files import write_text
-
 from .architectures import ARCHITECTURES, BACKBONE_PAPERS
+from .card_text import (
+    cell,
+    check_names,
+    is_ours,
+    kept_text,
+    last_part,
+    options_of,
+    read_card,
+    render,
+    replace_card,
+    scrub,
+    with_stamp,
+)
 from .eval_results import HUB_ID, METRICS, model_index, scored, slug
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
-KEEP_OPEN, KEEP_CLOSE = "<!-- vss_hf: keep -->", "<!-- /vss_hf: keep -->"
-KEPT = re.compile(rf"{re.escape(KEEP_OPEN)}\n?(.*?)\n?{re.escape(KEEP_CLOSE)}", re.DOTALL)
-# The end of a card: its fingerprint, and the options that it was written with.
-STAMP = re.compile(r"\n*<!-- vss_hf: card ([0-9a-f]{16})(?: (\{.*\}))? -->\n*\Z")
-
 # Recipe fields worth a row of the summary, by their last name.
 SUMMARY_FIELDS = (
     "preset", "backbone_weights", "init_from", "crop_size", "scale_range", "max_steps", "num_train_epochs",
@@ -48,11 +49,6 @@ RUN_KINDS = {"dataset": str, "split": str, "train_split": str, "hardware": str, 
 STATISTICS = ("running_mean", "running_var", "empty_weight")  # float tensors that are not learned
 KIND_WORDS = {str: "text", dict: "names with values", list: "a list", int: "a whole number"}
 LOCAL_FOLDERS = (".", "..", "data", "datasets", "runs", "out", "outputs", "models", "checkpoints")
-SECRET_NAME = re.compile(r"(^|_)(token|password|passwd|secret|credentials?|(api|access|private)_?key)$", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"\b(hf|sk|ghp|github_pat)_[A-Za-z0-9_]{16,}")
-# An absolute path, or one that climbs out with "..", but not the slashes of a URL or of "a/b".
-PRIVATE_PATH = re.compile(r"(?<![\w/.~-])(?:~?/(?!/)|\.\.[/\\]|[A-Za-z]:\\|\\\\|file://)[^\s'\",;:|<>]*[\w)]/?")
-
 # Data sets whose terms a reader must know: a part of the name, terms, paper. The first that fits counts, so that
 # "camvid_vspw" (CamVid in VSPW's layout) is CamVid.
 DATASETS = (
@@ -70,6 +66,7 @@ DATASETS = (
         'the Wild", CVPR 2021 (data set and video consistency)',
     ),
 )
+
 
 def write_card(folder: str | Path, **overrides: Any) -> Path:
     """Write `README.md` of a model folder, complete without editing.
@@ -92,13 +89,8 @@ def write_card(folder: str | Path, **overrides: Any) -> Path:
             refuse.
     """
     path = Path(folder) / "README.md"
-    old = _old_card(path)
-    text = render_card(folder, notes=_kept(old) if old else "", **overrides)
-    if old is not None and old != text and not _is_ours(old):
-        backup = _free_name(path)
-        write_text(backup, old)
-        warnings.warn(f"{path} was not as vss_hf wrote it: the old text is kept in {backup.name}", stacklevel=2)
-    write_text(path, text)
+    text = render_card(folder, notes=kept_text(read_card(path)), **overrides)
+    replace_card(path, text)
     return path
 
 
@@ -113,14 +105,10 @@ def card_for_repo(folder: str | Path, repo_id: str) -> str | None:
         The card with that repository in title and code, the options that it was written with before, and the kept
         text; None if README.md was edited elsewhere, or written by something else: then it stays as it is.
     """
-    old = _old_card(Path(folder) / "README.md")
-    if old is None:
-        return render_card(folder, repo_id=repo_id)
-    if not _is_ours(old):
+    old = read_card(Path(folder) / "README.md")
+    if old is not None and not is_ours(old):
         return None
-    stamp = STAMP.search(old)
-    options = json.loads(stamp.group(2) or "{}") if stamp else {}
-    return render_card(folder, repo_id=repo_id, notes=_kept(old), **options)
+    return render_card(folder, repo_id=repo_id, notes=kept_text(old), **options_of(old))
 
 
 def render_card(
@@ -191,7 +179,8 @@ def render_card(
         model_name=title if results else None,
         eval_results=model_index(results, dataset_id) if results else None,
     )
-    card = _template().render(
+    card = render(
+        TEMPLATE,
         metadata=metadata.to_yaml(),
         title=title,
         description=description,
@@ -218,8 +207,6 @@ def render_card(
         notices=[terms for _, terms, _ in known],
         references=_references(config, known),
         notes=notes,
-        keep_open=KEEP_OPEN,
-        keep_close=KEEP_CLOSE,
         **(_results_context(results) if results else {}),
     )
     ModelCard(card)  # the head must be what huggingface_hub can read back
@@ -227,46 +214,10 @@ def render_card(
         license=license, license_name=license_name, license_link=license_link, dataset_id=dataset_id,
         base_model=base_model, title=given_title, description=description,
     )  # fmt: skip
-    return f"{card.rstrip()}\n\n{_stamp(card, options)}\n"
+    return with_stamp(card, options)
 
 
 # --- what goes into the text
-
-
-def cell(value: Any) -> str:
-    """Text that means itself in a Markdown table or line, on one line."""
-    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
-    # Inside a word an underscore is only an underscore.
-    return re.sub(r"(?<!\w)_+|_+(?!\w)", lambda run: run.group().replace("_", r"\_"), text)
-
-
-def scrub(value: Any) -> Any:
-    """The same value without secrets, and with absolute paths reduced to their last part. Keys of mappings stay.
-
-    Args:
-        value: anything that JSON or YAML can hold.
-    """
-    if isinstance(value, Mapping):
-        return {
-            key: "(left out)" if _is_secret(str(key), item) else scrub(item) for key, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [scrub(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    whole = re.fullmatch(r"(?:~|/(?!/)|\.\.[/\\]|[A-Za-z]:\\|\\\\|file://).*", value)  # it may hold spaces
-    text = _last_part(value) if whole else PRIVATE_PATH.sub(lambda match: _last_part(match.group()), value)
-    return SECRET_VALUE.sub("(left out)", text)
-
-
-def _is_secret(key: str, item: Any) -> bool:
-    # A float is the score of a class that happens to be called "token".
-    return bool(SECRET_NAME.search(key)) and item is not None and not isinstance(item, (bool, float))
-
-
-def _last_part(path: str) -> str:
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def _architecture(config: Mapping[str, Any], folder: Path) -> list[str]:
@@ -407,7 +358,7 @@ def _counted(source: Mapping[str, Any], key: str) -> str:
 
 def _dataset_label(data: str) -> str:
     """A Hub id as it is; of a local path the last part."""
-    return _hub_id(data) or _last_part(data)
+    return _hub_id(data) or last_part(data)
 
 
 def _dataset_tag(data: str | None) -> str:
@@ -488,65 +439,10 @@ def _read_results(path: Path) -> dict[str, Any] | None:
 
 def _check_identifiers(repo_id, license, license_name, license_link, dataset_id, base_model) -> None:
     """What the Hub would refuse is refused here, with the option's name."""
-    if repo_id is not None:
-        validate_repo_id(repo_id)
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
-        raise ValueError(f"license={license!r}: expected an identifier of the Hub's list, such as 'apache-2.0'")
-    if license == "other" and not (license_name and license_link):
-        raise ValueError("license='other' needs license_name and license_link")
+    check_names(repo_id, license, license_name, license_link)
     for option, value in (("dataset_id", dataset_id), ("base_model", base_model)):
         if value is not None and not HUB_ID.fullmatch(value):
             raise ValueError(f"{option}={value!r}: expected an id on the Hub, 'owner/name'")
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
-    )
-    environment.filters["cell"] = cell
-    environment.filters["quoted"] = json.dumps  # a JSON string is a Python string
-    environment.filters["shell"] = shlex.quote
-    environment.filters["squeeze"] = lambda text: re.sub(r"\n{3,}", "\n\n", text)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-
-
-def _old_card(path: Path) -> str | None:
-    """The card that is there; None if there is none."""
-    try:
-        return path.read_text(encoding="utf-8").replace("\r\n", "\n") if path.is_file() else None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error}); remove it, or save it as UTF-8") from error
-
-
-def _kept(card: str) -> str:
-    """The text between the "keep" markers."""
-    return "\n\n".join(KEPT.findall(card)).strip()
-
-
-def _digest(card: str, options: str = "") -> str:
-    """Fingerprint of a card without its stamp and its kept text."""
-    generated = KEPT.sub(KEEP_OPEN + KEEP_CLOSE, STAMP.sub("", card)).rstrip()
-    return hashlib.sha256((generated + options).encode()).hexdigest()[:16]
-
-
-def _stamp(card: str, options: Mapping[str, Any]) -> str:
-    """The last line of a card: its fingerprint, and the options that were given, for `card_for_repo`."""
-    given = {key: value for key, value in options.items() if value is not None}
-    text = json.dumps(given, sort_keys=True).replace(">", "\\u003e") if given else ""  # ">" could end the comment
-    return f"<!-- vss_hf: card {_digest(card, text)}{text and ' ' + text} -->"
-
-
-def _is_ours(card: str) -> bool:
-    """Whether nothing but the kept text was changed since this module wrote the card."""
-    stamp = STAMP.search(card)
-    return stamp is not None and stamp.group(1) == _digest(card, stamp.group(2) or "")
-
-
-def _free_name(path: Path) -> Path:
-    backup, number = path.with_name("README.previous.md"), 2
-    while backup.exists():
-        backup, number = path.with_name(f"README.previous-{number}.md"), number + 1
-    return backup
 
 
 def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,15 +1,14 @@
-"""Pushes a model folder to the Hub: in one commit, private unless told otherwise, and only what changed.
+"""A push to the Hub on its way: what differs is sent, in one commit, and what goes wrong is said in one line.
 
 The commit is the last step, so a push that fails leaves the repository as it was; large files that had arrived by then
-are kept by the Hub and not sent again. The local folder is never written before the push has succeeded.
+are kept by the Hub and not sent again.
 """
 
 import hashlib
 import json
 import shlex
 import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -25,10 +24,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 
-from vss_hf.files import write_text
-
-from .card import card_for_repo
-from .checks import ACCESS_TOKEN, INDEX, WEIGHTS, check_folder
+from .checks import ACCESS_TOKEN
 
 
 TRIES = 6  # of every request; the client does as many of those that it repeats by itself
@@ -92,91 +88,26 @@ class PushResult:
         return lines + ([f"left out: {', '.join(self.left_out)}"] if self.left_out else [])
 
 
-def push_folder(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool = True,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-    token: str | None = None,
-    also: Mapping[str, Path] | None = None,
-) -> PushResult:
-    """Push everything a model folder holds: weights, configuration, processor, recipe, results, pictures, card.
-
-    The card gets the repository's name, as long as vss_hf wrote it; one that was edited by hand goes up as it is.
-
-    Args:
-        folder: the model folder.
-        repo_id: "owner/name", or a name in your own account.
-        private: whether a new repository is private. True refuses to push to one that is public.
-        revision: branch to push to, made from the main one if it does not exist; default: the main one.
-        create_pr: open a pull request against the main branch instead of pushing to it.
-        commit_message: default: "Upload <name of the repository>".
-        token: with write access; default: the one of `hf auth login` or HF_TOKEN.
-        also: files from elsewhere by their path in the repository, which are not looked into: a run's checkpoint.
-
-    Returns:
-        Where it is now, and what was sent.
-
-    Raises:
-        FileNotFoundError: the folder is not a whole model folder.
-        ValueError: a file must not go up, or the options are wrong.
-        PushError: the Hub, or the way to it, did not let the push through.
-    """
-    folder = Path(folder)
-    files, left_out = check_folder(folder)
-    readme = folder / "README.md"
-    before = readme.read_bytes() if readme.is_file() else None
-    contents: dict[str, Path | bytes] = {**files, **(also or {})}
-    with Push(repo_id, revision, create_pr, token, folder) as push:
-        push.find_name()
-        card = card_for_repo(folder, push.repo_id)
-        if card is None:
-            warnings.warn(
-                f"{readme} was edited by hand: it is pushed as it is and may not name {push.repo_id}", stacklevel=2
-            )
-        else:
-            contents["README.md"] = card.encode()
-        push.message = commit_message
-        push.prepare(private)
-        result = push.send(contents, commit_message or f"Upload {push.repo_id.split('/')[-1]}")
-    # Only now, so that a failed push changes nothing here; and not over what somebody wrote meanwhile.
-    if card is not None and card.encode() != before and before == (readme.read_bytes() if readme.is_file() else None):
-        write_text(readme, card)
-    result.left_out = left_out
-    return result
-
-
-def prepare_repo(repo_id: str, *, private: bool = True, revision: str | None = None, token: str | None = None) -> str:
-    """Make sure, before hours of work, that a repository and branch are there and may be written to.
-
-    Args:
-        repo_id, private, revision, token: as in `push_folder`.
-
-    Returns:
-        The repository's full name, "owner/name".
-
-    Raises:
-        PushError: as `push_folder`.
-    """
-    with Push(repo_id, revision, False, token) as push:
-        push.find_name()
-        push.prepare(private)
-    return push.repo_id
-
-
 class Push:
     """One push on its way. As a context it turns what goes wrong into a `PushError` that says how far it got.
 
     Args:
         repo_id, revision, create_pr, token: as in `push_folder`.
         folder: for the message; None: nothing is to be sent.
+        repo_type: "model" or "dataset".
+        command: the words that start such a push on the command line, for the message.
     """
 
     def __init__(
-        self, repo_id: str, revision: str | None, create_pr: bool, token: str | None, folder: Path | None = None
+        self,
+        repo_id: str,
+        revision: str | None,
+        create_pr: bool,
+        token: str | None,
+        folder: Path | None = None,
+        *,
+        repo_type: str = "model",
+        command: Sequence[str] = ("vss-hf", "push"),
     ):
         if create_pr and revision not in (None, "main"):
             raise ValueError(f"--create-pr with --revision {revision}: a pull request is made against main; give one")
@@ -185,6 +116,7 @@ class Push:
         except HFValidationError as error:
             raise ValueError(f"repo id {repo_id!r}: expected owner/name on the Hub ({error})") from error
         self.repo_id, self.revision, self.create_pr, self.folder = repo_id, revision, create_pr, folder
+        self.repo_type, self.command = repo_type, list(command)
         self.private, self.message = True, cast("str | None", None)  # for the command to go on with
         self.token = token or get_token()
         self.api = HfApi(token=self.token)
@@ -223,48 +155,54 @@ class Push:
             raise Refused("it does not exist, or the token may not see it; a pull request needs a repository")
         if info is None:
             self.step = "making the repository"
-            self.patiently(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
+            settings = {"repo_type": self.repo_type, "private": private, "exist_ok": True}
+            self.patiently(lambda: self.api.create_repo(self.repo_id, **settings))
         elif private and info.private is False:
+            training = " (in training: --hub_private_repo false)" if self.repo_type == "model" else ""
             raise Refused(
-                "it is public, and the push was to be private; allow it with --public (in training: "
-                "--hub_private_repo false), or make the repository private in its settings"
+                f"it is public, and the push was to be private; allow it with --public{training}, or make the "
+                "repository private in its settings"
             )
         branch = self.revision
         if branch is not None and branch != "main" and not branch.startswith("refs/"):
             self.step = f"making branch {branch}"
-            self.patiently(lambda: self.api.create_branch(self.repo_id, branch=branch, exist_ok=True))
+            kind = self.repo_type
+            self.patiently(lambda: self.api.create_branch(self.repo_id, branch=branch, repo_type=kind, exist_ok=True))
+
+    def info(self, revision: str | None = None) -> Any:
+        """What the Hub says of the repository."""
+        return self.api.repo_info(self.repo_id, repo_type=self.repo_type, revision=revision)
 
     def look_up(self) -> Any:
         """What the Hub knows of the repository; None: nothing."""
         try:
-            return self.api.model_info(self.repo_id)
+            return self.info()
         except RepositoryNotFoundError as error:
             if error.response.status_code == 401:
                 raise
             return None
 
-    def send(self, contents: Mapping[str, Path | bytes], message: str) -> PushResult:
+    def send(self, contents: Mapping[str, Path | bytes], message: str, is_old: Callable[[str], bool]) -> PushResult:
         """Send what differs, commit it, and see whether all of it is there.
 
         Args:
             contents: a file, or its bytes, by path in the repository.
             message: of the commit.
+            is_old: whether a file of the repository that is not among the contents is to be removed, by its path.
         """
         self.step = "listing the files there"
         there = self.all_files()
         changed = self.differing(contents, there)
-        old = [name for name in there if name not in contents and is_weights(name)]
-        result = PushResult(f"{self.api.endpoint}/{self.repo_id}", sent=changed, removed=old)
+        old = [name for name in there if name not in contents and is_old(name)]
+        result = PushResult(self.page(), sent=changed, removed=old)
         result.unchanged = len(contents) - len(changed)
         if not changed and not old:
-            info = self.patiently(lambda: self.api.model_info(self.repo_id, revision=self.revision or "main"))
+            info = self.patiently(lambda: self.info(self.revision or "main"))
             result.commit_url = self.commit_url(info.sha)
             return result
         self.missing = {name: length(contents[name]) for name in changed}
         result.sent_bytes = sum(self.missing.values())
-        operations = {
-            name: CommitOperationAdd(path_in_repo=name, path_or_fileobj=contents[name]) for name in changed
-        }
+        operations = {name: CommitOperationAdd(path_in_repo=name, path_or_fileobj=contents[name]) for name in changed}
         self.upload(operations)
         self.step = "committing"
         deletions = [CommitOperationDelete(path_in_repo=name, is_folder=False) for name in old]
@@ -277,20 +215,21 @@ class Push:
         return result
 
     def upload(self, operations: Mapping[str, CommitOperationAdd]) -> None:
-        """Send the large files; weights one by one, so that it is known which of them have arrived."""
-        weights = [name for name in operations if name.endswith(".safetensors")]
-        others = [name for name in operations if name not in weights]
-        for names in ([others] if others else []) + [[name] for name in weights]:
+        """Send the large files; weights and data one by one, so that it is known which of them have arrived."""
+        large = [name for name in operations if name.endswith((".safetensors", ".parquet"))]
+        others = [name for name in operations if name not in large]
+        for names in ([others] if others else []) + [[name] for name in large]:
             self.step = f"sending {names[0]}" if len(names) == 1 else f"sending {len(names)} smaller files"
             self.tries = TRIES  # the client repeats these requests by itself
             self.api.preupload_lfs_files(
                 self.repo_id,
+                repo_type=self.repo_type,
                 additions=[operations[name] for name in names],
                 revision=self.revision,
                 create_pr=self.create_pr,
                 free_memory=False,
             )
-            self.arrived += [name for name in names if name in weights]
+            self.arrived += [name for name in names if name in large]
 
     def commit(self, operations: list, contents: Mapping[str, Path | bytes], message: str, result: PushResult) -> str:
         """Make the commit and return its id. If only the answer was lost, it is found and not made twice."""
@@ -298,6 +237,7 @@ class Push:
         def make() -> str:
             info = self.api.create_commit(
                 self.repo_id,
+                repo_type=self.repo_type,
                 operations=operations,
                 commit_message=message,
                 revision=self.revision,
@@ -307,7 +247,7 @@ class Push:
             return info.oid
 
         def find() -> str | None:
-            head = self.api.model_info(self.repo_id, revision=self.revision or "main").sha
+            head = self.info(self.revision or "main").sha
             if head is None or self.differing(contents, self.files_there(contents, head)):
                 return None
             result.commit_url = self.commit_url(head)
@@ -320,12 +260,13 @@ class Push:
     def all_files(self) -> dict[str, RepoFile]:
         """All files of the branch by path."""
         self.tries = TRIES  # the client repeats these requests by itself
-        entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=self.revision)
+        where = {"repo_type": self.repo_type, "revision": self.revision}
+        entries = self.api.list_repo_tree(self.repo_id, recursive=True, **where)
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
     def files_there(self, names: Iterable[str], revision: str) -> dict[str, RepoFile]:
         """Those of the named files that there are, by path."""
-        entries = self.api.get_paths_info(self.repo_id, list(names), revision=revision)
+        entries = self.api.get_paths_info(self.repo_id, list(names), revision=revision, repo_type=self.repo_type)
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
     def differing(self, contents: Mapping[str, Path | bytes], there: Mapping[str, RepoFile]) -> list[str]:
@@ -341,9 +282,13 @@ class Push:
             self.digests[name, large] = digest(content, large)
         return self.digests[name, large] == (remote.lfs.sha256 if remote.lfs is not None else remote.blob_id)
 
+    def page(self) -> str:
+        """Where the repository can be looked at."""
+        return f"{self.api.endpoint}/{'' if self.repo_type == 'model' else f'{self.repo_type}s/'}{self.repo_id}"
+
     def commit_url(self, oid: str | None) -> str:
         """Where a commit can be looked at."""
-        return f"{self.api.endpoint}/{self.repo_id}/commit/{oid}"
+        return f"{self.page()}/commit/{oid}"
 
     # --- when it does not work
 
@@ -400,8 +345,8 @@ class Push:
         arrived = [name for name in self.arrived if name in self.missing]
         there += f"; received and not to be sent again: {', '.join(arrived)}" if arrived else ""
         if self.create_pr and self.step == "committing":
-            there += f"; see {self.api.endpoint}/{self.repo_id}/discussions first, the pull request may be there"
-        command = ["vss-hf", "push", str(self.folder), self.repo_id]
+            there += f"; see {self.page()}/discussions first, the pull request may be there"
+        command = [*self.command, str(self.folder), self.repo_id]
         command += ["--revision", self.revision] if self.revision else []
         command += ["--create-pr"] if self.create_pr else []
         command += [] if self.private else ["--public"]
@@ -461,12 +406,6 @@ def asked_to_wait(error: HfHubHTTPError) -> float:
         return limit.reset_in_seconds
     value = headers.get("Retry-After", "")
     return float(value) if value.isdigit() else 0.0
-
-
-def is_weights(name: str) -> bool:
-    """Whether from_pretrained could take a file of the repository for the model's weights, or a part of them."""
-    shard = name.startswith("model-") and name.endswith(".safetensors")
-    return "/" not in name and (shard or name in (WEIGHTS, INDEX))
 
 
 def digest(content: Path | bytes, large: bool) -> str:

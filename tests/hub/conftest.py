@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,11 +16,14 @@ from huggingface_hub.utils import _http
 from PIL import Image
 
 
-sys.path.append(str(Path(__file__).parents[1] / "training"))  # for `tiny`, when only these tests are collected
+for room in ("training", "data"):  # for `tiny` and `make_tree`, when only these tests are collected
+    sys.path.append(str(Path(__file__).parents[1] / room))
 
 from hub_server import TOKEN, HubServer  # noqa: E402
+from make_tree import make_tree  # noqa: E402
 
 from vss_hf import OCRNetConfig, OCRNetForSemanticSegmentation  # noqa: E402
+from vss_hf.data.parquet_writer import write_parquet  # noqa: E402
 from vss_hf.hub_cards import push as push_module  # noqa: E402
 from vss_hf.hub_cards import write_card, write_eval_results  # noqa: E402
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor  # noqa: E402
@@ -129,6 +133,22 @@ def folder(whole_model, tmp_path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
     return copy
+
+
+@pytest.fixture(scope="session")
+def whole_export(tmp_path_factory) -> Path:
+    """A packed data set of three splits, in several shards, made once; what it was packed from lies beside it."""
+    place = tmp_path_factory.mktemp("packed")
+    numbers = {"train": (3, 5, 1, 4, 2), "val": (2, 3), "test": (2,)}
+    splits = {split: {f"{split}{i}": [*range(n)] for i, n in enumerate(counts)} for split, counts in numbers.items()}
+    write_parquet(make_tree(place / "streets", splits), place / "export", shard_bytes=8000, progress=False)
+    return place / "export"
+
+
+@pytest.fixture
+def export(whole_export, tmp_path) -> Path:
+    """A copy of the packed data set that a test may change."""
+    return Path(shutil.copytree(whole_export, tmp_path / "export"))
 
 
 @pytest.fixture

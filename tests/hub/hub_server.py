@@ -59,6 +59,7 @@ class Request:
     authorization: str | None
     range: str | None
     received: int = 0  # bytes of the body
+    sent: int = 0  # bytes of the answer's body
     status: int | None = None  # of the answer; None: there was none
 
 
@@ -185,17 +186,21 @@ class HubServer:
         """Bytes that came in bodies; by default those of large files."""
         return sum(request.received for request in self.seen(where))
 
+    def bytes_sent(self, where: str = "GET /storage/") -> int:
+        """Bytes that went out in bodies; by default those of large files."""
+        return sum(request.sent for request in self.seen(where))
+
     def forget(self) -> None:
         """No requests, no faults."""
         self.requests.clear()
         self.faults.clear()
 
-    def repo(self, name: str) -> Repo:
-        return self.repos["models", name]
+    def repo(self, name: str, kind: str = "models") -> Repo:
+        return self.repos[kind, name]
 
-    def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
+    def files(self, name: str, revision: str = "main", kind: str = "models") -> dict[str, bytes]:
         """The contents of a repository's files, without the .gitattributes that the Hub makes."""
-        repo = self.repo(name)
+        repo = self.repo(name, kind)
         tree = repo.commits[repo.find(revision)].tree
         return {
             path: self.storage[entry.sha256] if entry.sha256 else entry.content
@@ -203,9 +208,9 @@ class HubServer:
             if path != ".gitattributes"
         }
 
-    def history(self, name: str, revision: str = "main") -> list[str]:
+    def history(self, name: str, revision: str = "main", kind: str = "models") -> list[str]:
         """Messages of the commits of a branch, newest first."""
-        repo = self.repo(name)
+        repo = self.repo(name, kind)
         oid, messages = repo.find(revision), []
         while oid is not None:
             messages.append(repo.commits[oid].message)
@@ -369,7 +374,7 @@ class HubServer:
         files = []
         for asked in json.loads(body)["files"]:
             sample, path = base64.b64decode(asked["sample"]), asked["path"]
-            large = path.endswith(".safetensors") or b"\0" in sample
+            large = path.endswith((".safetensors", ".parquet")) or b"\0" in sample
             there = tree.get(path)
             files.append(
                 {
@@ -404,11 +409,12 @@ class HubServer:
             else:
                 raise HubError(400, None, f"unknown operation {item['key']}")
         oid = known.add(tree, summary, parent)
-        reply = {"commitOid": oid, "commitUrl": f"{self.url}/{repo}/commit/{oid}", "success": True}
+        page = f"{self.url}/{'' if kind == 'models' else kind + '/'}{repo}"
+        reply = {"commitOid": oid, "commitUrl": f"{page}/commit/{oid}", "success": True}
         if proposed:
             number = len(known.pull_requests) + 1
             known.pull_requests[f"refs/pr/{number}"] = oid
-            reply["pullRequestUrl"] = f"{self.url}/{repo}/discussions/{number}"
+            reply["pullRequestUrl"] = f"{page}/discussions/{number}"
         elif revision in known.branches:
             known.branches[revision] = oid
         else:
@@ -417,8 +423,8 @@ class HubServer:
 
     # --- large files
 
-    def lfs_batch(self, request, body, repo):
-        self.known(request, "models", repo)
+    def lfs_batch(self, request, body, repo, kind="models"):
+        self.known(request, kind, repo)
         objects = []
         for asked in json.loads(body)["objects"]:
             sha256, size = asked["oid"], asked["size"]
@@ -456,8 +462,8 @@ class HubServer:
 
     # --- downloads
 
-    def resolve(self, request, body, repo, revision, path):
-        known = self.known(request, "models", repo)
+    def resolve(self, request, body, repo, revision, path, kind="models"):
+        known = self.known(request, kind, repo)
         oid = known.find(revision)
         tree = known.commits[oid].tree
         headers = {"X-Repo-Commit": oid, "Accept-Ranges": "bytes"}
@@ -481,12 +487,13 @@ def in_range(request: Request, content: bytes, headers: dict[str, str]) -> Reply
     match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.range or "")
     if match is None:
         return Reply(content, 200, headers)
-    start, end = int(match[1]), int(match[2] or len(content) - 1)
+    start, end = int(match[1]), min(int(match[2] or len(content)), len(content) - 1)
     headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
     return Reply(content[start : end + 1], 206, headers)
 
 
 API = r"/api/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)"
+PAGE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[^/]+/[^/]+)"  # of models it has no kind
 ROUTES = [
     ("GET", r"/api/agent-harnesses", "harnesses"),
     ("GET", r"/api/whoami-v2", "whoami"),
@@ -500,12 +507,12 @@ ROUTES = [
     ("POST", rf"{API}/branch/(?P<branch>[^/]+)", "branch"),
     ("POST", rf"{API}/preupload/(?P<revision>[^/]+)", "preupload"),
     ("POST", rf"{API}/commit/(?P<revision>[^/]+)", "commit"),
-    ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+    ("POST", rf"{PAGE}\.git/info/lfs/objects/batch", "lfs_batch"),
     ("PUT", r"/storage/(?P<sha256>[0-9a-f]{64})(?:/(?P<part>\d+))?", "store"),
     ("POST", r"/complete/(?P<sha256>[0-9a-f]{64})", "complete"),
     ("POST", r"/verify", "verify"),
     ("GET", r"/storage/(?P<sha256>[0-9a-f]{64})", "stored"),
-    ("GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+    ("GET", rf"{PAGE}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
 ]
 
 
@@ -547,7 +554,7 @@ class Handler(BaseHTTPRequestHandler):
         if do == "tamper":
             reply.body = bytes(byte ^ 1 for byte in reply.body)
         request.status = reply.status
-        self.send(reply, fault.at if do == "cut" else None)
+        self.send(request, reply, fault.at if do == "cut" else None)
 
     def read_body(self, request: Request, limit: int | None) -> bytes | None:
         """The body; None if it ended too early, or was cut off."""
@@ -571,7 +578,7 @@ class Handler(BaseHTTPRequestHandler):
                 return None
         return bytes(body)
 
-    def send(self, reply: Reply, limit: int | None) -> None:
+    def send(self, request: Request, reply: Reply, limit: int | None) -> None:
         self.send_response(reply.status)
         for name, value in reply.headers.items():
             self.send_header(name, value)
@@ -579,7 +586,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        self.wfile.write(reply.body if limit is None else reply.body[:limit])
+        body = reply.body if limit is None else reply.body[:limit]
+        request.sent = len(body)
+        self.wfile.write(body)
         if limit is not None:
             self.wfile.flush()
             self.close_connection = True  # without a reset, so that what was sent arrives

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from vss_hf.hub_cards import PushError, prepare_repo, push_folder, write_card
-from vss_hf.hub_cards.card import KEEP_OPEN
+from vss_hf.hub_cards.card_text import KEEP_OPEN
 
 
 NAME = "alice/street"

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from vss_hf.hub_cards import card as card_module
 from vss_hf.hub_cards import write_card
-from vss_hf.hub_cards.card import KEEP_CLOSE, KEEP_OPEN, cell, count_parameters, scrub
+from vss_hf.hub_cards.card import count_parameters
+from vss_hf.hub_cards.card_text import KEEP_CLOSE, KEEP_OPEN, cell, scrub
 
 
 ROOT = Path(__file__).resolve().parents[2]
