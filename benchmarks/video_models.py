@@ -194,13 +194,13 @@ def calibrate(models: list[str], options: argparse.Namespace) -> dict[str, dict[
 
 def time_frames_here(model: str, options: argparse.Namespace) -> dict[str, float]:
     """Milliseconds from a decoded frame to its label map, one frame after the other: median over a video."""
+    from vss_hf.data import open_split
     from vss_hf.data.vspw import read_image
     from vss_hf.inference import VideoSegmenter
-    from vss_hf.inference.evaluation import labelled_videos
 
     folders = [options.out / "runs" / f"{model}-{seed}" / "model" for seed in options.seeds]
     segmenter = VideoSegmenter.from_pretrained(next(folder for folder in folders if folder.is_dir()), "cpu")
-    video = labelled_videos(options.data, "val")[0]
+    video = open_split(options.data, "val").videos[0]
     frames = [read_image(record.image_path) for record in video.frames]
     times = []
     for index in range(10 + TIMED_FRAMES):
@@ -339,12 +339,11 @@ def draw_picture(path: Path, models: list[str], options: argparse.Namespace, row
     import numpy as np
     from matplotlib.figure import Figure
 
-    from vss_hf.data import ClassList, decode_frame
+    from vss_hf.data import ClassList, decode_frame, open_split
     from vss_hf.inference import VideoSegmenter
-    from vss_hf.inference.evaluation import labelled_videos
     from vss_hf.visualize import colorize
 
-    classes, video = ClassList.from_root(options.data), labelled_videos(options.data, "val")[options.picture_video]
+    classes, video = ClassList.from_root(options.data), open_split(options.data, "val").videos[options.picture_video]
     palette, first = classes.palette, len(video.frames) // 2
     decoded = [decode_frame(record, classes) for record in video.frames[: first + rows]]
     frames = [frame.permute(1, 2, 0).numpy() for frame, _ in decoded]

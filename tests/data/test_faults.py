@@ -2,6 +2,8 @@
 
 import io
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from make_tree import make_tree
 from PIL import Image, ImageFile
 
 from vss_hf.data import load_vspw, scan_split
-from vss_hf.data.vspw import read_image, read_mask
+from vss_hf.data.vspw import naming_damage, read_image, read_mask
 from vss_hf.video_io import read_frames
 
 
@@ -122,3 +124,39 @@ def test_damage_after_the_scan_is_named(tmp_path, pil, damage):
         data[3]
     assert "\n" not in str(caught.value)
     assert data[0]["frame"] == "00000001"  # the others are as they were
+
+
+def test_threads_that_read_at_once_all_refuse_what_is_cut_off(tmp_path, pil):
+    """Each of them changes a setting of the whole process for as long as it reads."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    data = FILES["frame.jpg"][0]
+    for name, part in (("whole.jpg", data), ("cut.jpg", data[: len(data) // 2])):
+        (tmp_path / name).write_bytes(part)
+    inside, leave = threading.Event(), threading.Event()
+
+    def linger():
+        with naming_damage("another file"):
+            inside.set()
+            leave.wait(30)
+
+    lingering = threading.Thread(target=linger)
+    with naming_damage("a file that is done first"):
+        lingering.start()
+        assert inside.wait(30)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False  # not put back: the other one still reads
+    with pytest.raises(ValueError, match="truncated"):
+        read_image(tmp_path / "cut.jpg")
+    leave.set()
+    lingering.join()
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is before
+
+    def outcome(number: int) -> bool:
+        try:
+            read_image(tmp_path / ("cut.jpg" if number % 2 else "whole.jpg"))
+        except ValueError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(outcome, range(400))) == [True, False] * 200
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is before

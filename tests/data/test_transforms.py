@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from vss_hf.data.transforms import (
@@ -21,8 +22,10 @@ from vss_hf.data.transforms import (
     _Draw,
     adjust_saturation,
     is_balanced,
+    labels_at,
+    nearest_pixels,
     resize_frames,
-    resize_labels,
+    rotate_hue,
     scale_contrast,
     scaled_size,
     shift_brightness,
@@ -105,7 +108,22 @@ def test_resize_equals_pillow_and_labels_share_its_grid(size):
     # Half-pixel centres in whole numbers: source row of row i is floor((i + 1/2) 60 / h).
     rows = [(2 * i + 1) * 60 // (2 * size[0]) for i in range(size[0])]
     columns = [(2 * i + 1) * 90 // (2 * size[1]) for i in range(size[1])]
-    assert resize_labels(sample["labels"], size).tolist() == sample["labels"][rows][:, columns].tolist()
+    labels = labels_at(sample["labels"], nearest_pixels(60, size[0]), nearest_pixels(90, size[1]))
+    assert labels.tolist() == sample["labels"][rows][:, columns].tolist()
+
+
+def test_labels_of_a_window_equal_the_window_of_the_resized_whole():
+    """Against torchvision's resize of the whole map, which the crop was taken from before."""
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        height, width, *size = random.integers(1, 400, 4).tolist()
+        labels = torch.from_numpy(random.integers(0, 256, (2, height, width), dtype=np.uint8))
+        whole = F.resize(labels, size, interpolation=InterpolationMode.NEAREST_EXACT)
+        rows, columns = nearest_pixels(height, size[0]), nearest_pixels(width, size[1])
+        assert torch.equal(labels_at(labels, rows, columns), whole)
+        top, left = random.integers(0, size).tolist()
+        window = labels_at(labels, rows[top : top + 50], columns[left : left + 60])
+        assert torch.equal(window, whole[:, top : top + 50, left : left + 60])
 
 
 def test_labels_follow_the_image_to_the_pixel():
@@ -387,13 +405,13 @@ def test_saturation_parity(reference, factor):
 @needs_fixture
 @pytest.mark.parametrize("steps", ["-18", "17"])
 def test_hue_parity(reference, steps):
-    """OpenCV's hue scale 0..179 against torchvision's turns.
+    """OpenCV's hue scale 0..179 against turns.
 
     OpenCV stores H in steps of 2 degrees; half a step is 4.25 levels at full chroma. That rounding alone makes the
     difference: the reference's own rounded HSV, rotated and converted in float, gives the reference to a level.
     """
     image = as_rgb(reference["tta_image_bgr_uint8"]).float() / 255
-    error = difference(F.adjust_hue(image, int(steps) / 180), reference[f"pm_hue_{steps}"])
+    error = difference(rotate_hue(image, int(steps) / 180), reference[f"pm_hue_{steps}"])
     assert error.max() <= 5 and error.mean() <= 0.7
     rounded = [
         colorsys.hsv_to_rgb((hue + int(steps)) % 180 / 180, saturation / 255, value / 255)
@@ -437,6 +455,52 @@ def test_saturation_equals_hsv_conversion():
                 hue, saturation, value = colorsys.rgb_to_hsv(*image[:, row, column].tolist())
                 expected = colorsys.hsv_to_rgb(hue, min(saturation * factor, 1), value)
                 assert ours[:, row, column].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def hue_colours():
+    """float32 (3, n): every corner, edge and grey of the colour cube, ties of two channels, and noise."""
+    levels_ = torch.tensor([0, 1, 2, 85, 127, 128, 254, 255])
+    corners = torch.cartesian_prod(levels_, levels_, levels_).T / 255  # (3, 512)
+    noise = torch.rand(3, 5000, generator=torch.Generator().manual_seed(2))
+    almost_grey = 0.5 + (noise - 0.5) * 1e-5
+    return torch.cat([corners, noise, almost_grey, noise.round(decimals=1)], 1)
+
+
+@pytest.mark.parametrize("turns", [0.0, 0.07, -0.1, 1 / 6, -1 / 3, 0.5, -0.5])
+def test_hue_equals_torchvision_and_hsv_conversion(turns):
+    image = hue_colours()[:, :, None]  # (3, n, 1)
+    before = image.clone()
+    ours = rotate_hue(image, turns)
+    assert torch.equal(image, before)
+    assert (ours - F.adjust_hue(image, turns)).abs().max() <= 2e-6
+    clip = torch.stack([image, image.flip(0)])
+    assert torch.equal(rotate_hue(clip, turns)[0], ours)
+    for colour, result in zip(image[:, ::7, 0].T.tolist(), ours[:, ::7, 0].T.tolist(), strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*colour)
+        assert result == pytest.approx(colorsys.hsv_to_rgb((hue + turns) % 1, saturation, value), abs=2e-6)
+
+
+def test_training_images_are_those_of_torchvisions_hue(monkeypatch):
+    """Everything else is the same to the bit; seeds that draw no hue give the same image with either."""
+    transform = TrainTransform(AugmentationConfig(crop_size=(48, 64)))
+    ours = [transform(noise_sample(seed=seed), seed)["pixel_values"] for seed in range(30)]
+    monkeypatch.setattr("vss_hf.data.transforms.rotate_hue", F.adjust_hue)
+    theirs = [transform(noise_sample(seed=seed), seed)["pixel_values"] for seed in range(30)]
+    different = [not torch.equal(one, other) for one, other in zip(ours, theirs, strict=True)]
+    assert 5 < sum(different) < 25
+    assert max((one - other).abs().max() for one, other in zip(ours, theirs, strict=True)) < 1e-5
+
+
+def test_saturation_equals_its_formula_to_the_bit():
+    generator = torch.Generator().manual_seed(4)
+    image = torch.rand(2, 3, 31, 17, generator=generator)
+    before = image.clone()
+    for factor in (0.5, 1.0, 1.37):
+        value = image.amax(-3, keepdim=True)
+        chroma = (value - image.amin(-3, keepdim=True)).clamp_min(1e-6)
+        expected = value - (value / chroma).clamp_max(factor) * (value - image)
+        assert torch.equal(adjust_saturation(image, factor), expected)
+    assert torch.equal(image, before)
 
 
 def test_colour_ranges_reach_the_limits_end_to_end():

@@ -11,7 +11,9 @@ import math
 import sys
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -179,21 +181,26 @@ def resize_frames(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.resize(frames, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
 
 
-def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Nearest resize with half-pixel centres ("nearest-exact"), the grid of `resize_frames`.
+def nearest_pixels(length: int, new_length: int) -> np.ndarray:
+    """The source pixel of every pixel of a resized row or column, nearest with half-pixel centres.
 
-    Plain "nearest" samples up to half a source pixel to the upper left and would shift labels against the image.
+    That is the grid of `resize_frames`. Plain "nearest" samples up to half a source pixel to the upper left and would
+    shift labels against the image.
 
     Args:
-        labels: uint8 (..., H, W).
-        size: (h, w).
+        length: before resizing.
+        new_length: after it.
 
     Returns:
-        uint8 (..., h, w).
+        int64 (new_length,), 0..length - 1.
     """
-    if tuple(labels.shape[-2:]) == tuple(size):
-        return labels
-    return F.resize(labels[None], list(size), interpolation=InterpolationMode.NEAREST_EXACT)[0]
+    places = torch.arange(length, dtype=torch.float32)
+    return interpolate(places[None, None], new_length, mode="nearest-exact")[0, 0].long().numpy()
+
+
+def labels_at(labels: torch.Tensor, rows: np.ndarray, columns: np.ndarray) -> torch.Tensor:
+    """The labels (..., h, w) at these h rows and w columns of (..., H, W); numpy gathers several times faster."""
+    return torch.from_numpy(labels.numpy().take(rows, axis=-2).take(columns, axis=-1))
 
 
 def is_balanced(labels: torch.Tensor, cat_max_ratio: float) -> bool:
@@ -226,7 +233,41 @@ def adjust_saturation(image: torch.Tensor, factor: float) -> torch.Tensor:
     value = image.amax(-3, keepdim=True)  # (..., 1, h, w)
     chroma = value - image.amin(-3, keepdim=True)
     gain = (value / chroma.clamp_min_(1e-6)).clamp_max_(factor)  # 1 / S, at most the factor
-    return value - gain * (value - image)
+    lowered = (value - image).mul_(gain)
+    return torch.sub(value, lowered, out=lowered)
+
+
+def rotate_hue(image: torch.Tensor, turns: float) -> torch.Tensor:
+    """Rotates H of HSV, keeping S and V: torchvision's `adjust_hue` within 2e-6, in a tenth of its time.
+
+    With V = max, C = max - min and H in 0..6, every channel is V - C d, where d grows from 0 to 1 between one and two
+    sixths away from the channel's own hue. Nothing is selected by a mask: a pixel's sector comes in as a number.
+
+    Args:
+        image: float (..., 3, h, w) in 0..1.
+        turns: -0.5..0.5.
+
+    Returns:
+        float (..., 3, h, w) in 0..1.
+
+    Source: H by two comparisons follows S. Hocevar, "Fast branchless RGB to HSV conversion in GLSL" (2013).
+    """
+    red, green, blue = image.unbind(-3)  # each (..., h, w)
+    blue_leads = blue.clone().gt_(green)  # as 0 or 1
+    high, low = torch.maximum(green, blue), torch.minimum(green, blue)
+    value, middle = torch.maximum(red, high), torch.minimum(red, high)
+    chroma = value - torch.minimum(middle, low)
+    red_trails = high.gt_(red)
+    hue = middle.sub_(low).div_(chroma.clamp_min(1e-6))  # 0..1, away from red, yellow, ...
+    hue += (12 * blue_leads).sub_(2).mul_(red_trails).sub_(blue_leads, alpha=6)  # ... which is 0, -6, -2 or 4
+    hue.abs_().add_(6 * turns)
+    hue.sub_((hue / 6).floor_(), alpha=6)
+    away = torch.empty_like(image)  # d of each channel
+    red_away, green_away, blue_away = away.unbind(-3)
+    torch.sub(hue, 3, out=red_away).abs_().neg_().add_(2)  # red is at 0 and 6: its distance is 3 - |H - 3|
+    torch.sub(hue, 2, out=green_away).abs_().sub_(1)
+    torch.sub(hue, 4, out=blue_away).abs_().sub_(1)
+    return torch.addcmul(value.unsqueeze(-3), away.clamp_(0, 1), chroma.unsqueeze(-3), value=-1, out=away)
 
 
 def shift_brightness(image: torch.Tensor, shift: float) -> torch.Tensor:
@@ -252,7 +293,7 @@ def _distort_colours(image: torch.Tensor, config: AugmentationConfig, draw: "_Dr
         elif step == "saturation":
             image = adjust_saturation(image, draw.uniform(*config.saturation))
         else:
-            image = F.adjust_hue(image, draw.uniform(-config.hue, config.hue))
+            image = rotate_hue(image, draw.uniform(-config.hue, config.hue))
     return image
 
 
@@ -311,9 +352,9 @@ class TrainTransform:
         if not self.reference_labels:
             labels = labels[-1:]
         size = self._draw_size(frames.shape[-2], frames.shape[-1], draw)
-        labels = resize_labels(labels, size)
-        top, left, height, width = self._draw_window(labels[-1], draw)
-        labels = labels[:, top : top + height, left : left + width]
+        rows, columns = nearest_pixels(labels.shape[-2], size[0]), nearest_pixels(labels.shape[-1], size[1])
+        top, left, height, width = self._draw_window(labels[-1], rows, columns, draw)
+        labels = labels_at(labels, rows[top : top + height], columns[left : left + width])
         image = resize_frames(frames, size)[..., top : top + height, left : left + width]  # (T, 3, <=h, <=w) uint8
         if draw.chance(config.horizontal_flip_prob):
             image, labels = image.flip(-1), labels.flip(-1)
@@ -344,16 +385,19 @@ class TrainTransform:
         width_jitter = draw.uniform(-config.aspect_jitter, config.aspect_jitter)
         return _rounded(height * alpha * (1 + height_jitter)), _rounded(width * alpha * (1 + width_jitter))
 
-    def _draw_window(self, labels: torch.Tensor, draw: _Draw) -> tuple[int, int, int, int]:
+    def _draw_window(
+        self, labels: torch.Tensor, rows: np.ndarray, columns: np.ndarray, draw: _Draw
+    ) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the crop, redrawn while one class dominates it."""
-        height, width = (min(crop, whole) for crop, whole in zip(self.config.crop_size, labels.shape, strict=True))
-        rows, columns = labels.shape[0] - height + 1, labels.shape[1] - width + 1
-        top, left = draw.below(rows), draw.below(columns)
-        if self.config.cat_max_ratio < 1 and rows * columns > 1:
+        height, width = min(self.config.crop_size[0], len(rows)), min(self.config.crop_size[1], len(columns))
+        tops, lefts = len(rows) - height + 1, len(columns) - width + 1
+        top, left = draw.below(tops), draw.below(lefts)
+        if self.config.cat_max_ratio < 1 and tops * lefts > 1:
             for _ in range(CROP_ATTEMPTS):
-                if is_balanced(labels[top : top + height, left : left + width], self.config.cat_max_ratio):
+                window = labels_at(labels, rows[top : top + height], columns[left : left + width])
+                if is_balanced(window, self.config.cat_max_ratio):
                     break
-                top, left = draw.below(rows), draw.below(columns)
+                top, left = draw.below(tops), draw.below(lefts)
         return top, left, height, width
 
 
