@@ -120,7 +120,7 @@ def test_add_counts():
         copy.add_counts(torch.zeros(7, 7))
 
 
-NUMPY_TYPES = ["uint8", "int8", "uint16", "int16", ">u2", "int32", "uint32", "int64", "uint64"]
+NUMPY_TYPES = ["uint8", "int8", "uint16", "int16", ">u2", "int32", "uint32", "int64", "uint64", "ulonglong"]
 
 
 @pytest.mark.parametrize("dtype", NUMPY_TYPES)
@@ -132,7 +132,7 @@ def test_every_integer_dtype(dtype):
     matrix = ConfusionMatrix(7)
     matrix.update(predictions, references.astype(dtype))
     matrix.update(predictions.astype(dtype), references)
-    if dtype[0] != ">":
+    if dtype not in (">u2", "ulonglong"):  # torch takes neither
         matrix.update(torch.from_numpy(predictions.astype(dtype)), torch.from_numpy(references.astype(dtype)))
         assert torch.equal(matrix.counts, 3 * expected.counts)
     else:

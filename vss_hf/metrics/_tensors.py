@@ -32,7 +32,8 @@ def as_label_map(values: Any, name: str) -> torch.Tensor:
             raise ValueError(
                 f"{name} has dtype {array.dtype}; label maps hold integers (take the argmax of scores first)"
             )
-        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape)
+        native = np.dtype(f"{array.dtype.kind}{array.dtype.itemsize}")  # C has two names for 64 bits, torch knows one
+        array = np.ascontiguousarray(array, dtype=native).view(native).reshape(array.shape)
         labels = torch.from_numpy(array if array.flags.writeable else array.copy())
     if labels.dtype is torch.bool:
         return labels.to(torch.uint8)
