@@ -84,9 +84,9 @@ class VideoSwinConfig(ClipSegmenterConfig, UperNetConfig, OCRNetConfig):
 
     def validate_backbone_input(self):
         """Part of `@strict`: the backbone takes clips."""
-        if not getattr(self.backbone_config, "takes_clips", False):
-            assert self.backbone_config is not None  # since __post_init__
-            kind = self.backbone_config.model_type  # type: ignore[union-attr]
+        backbone: Any = self.backbone_config  # a configuration since __post_init__
+        if not getattr(backbone, "takes_clips", False):
+            kind = backbone.model_type
             raise ValueError(f"VideoSwinConfig.backbone_config: {kind!r} takes single images; expected vss_swin3d")
 
     def validate_references(self):
@@ -115,7 +115,8 @@ class VideoSwinConfig(ClipSegmenterConfig, UperNetConfig, OCRNetConfig):
 
 def default_of(field: str) -> Any:
     """The default of one of the heads' fields; `coarse_in_indices` follows `in_indices`."""
-    fields: Any = VideoSwinConfig.__dataclass_fields__  # type: ignore[attr-defined]
+    config_class: Any = VideoSwinConfig  # `@strict` makes it a dataclass, which type checkers do not see
+    fields = config_class.__dataclass_fields__
     return fields["in_indices" if field == "coarse_in_indices" else field].default
 
 

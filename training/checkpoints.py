@@ -251,12 +251,17 @@ def shortened(value: Any, longest: int = 120) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
-def check_same_data(folder: Path, saved: dict[str, int], ours: dict[str, int]) -> None:
+def check_same_data(folder: Path, saved: dict[str, Any], ours: dict[str, Any]) -> None:
     """Raise when the order of the training samples is not the one that the checkpoint belongs to."""
-    what = {"seed": "--data_seed (or --seed)", "num_samples": "the number of training frames"}
+    what = {
+        "seed": "--data_seed (or --seed)",
+        "num_samples": "the number of training samples in a pass",
+        "order": "what decides the order of the samples (sources, weights, sampling; with Parquet also readers)",
+    }
     for field, name in what.items():
-        if saved[field] != ours[field]:
+        was, now = saved.get(field, ""), ours.get(field, "")  # checkpoints of one plain source have no "order"
+        if was != now:
             raise ValueError(
-                f"--resume_from_checkpoint {folder}: {name} was {saved[field]} and is {ours[field]} now, so the run "
+                f"--resume_from_checkpoint {folder}: {name} was {was} and is {now} now, so the run "
                 f"cannot go on where it stopped; set it back, or start a new run with --model.init_from {folder}"
             )

@@ -1,18 +1,23 @@
 """The order in which a run sees its training samples, as a function of seed and position: resuming costs nothing.
 
-Training is one endless sequence of draws. Draw d is sample `permutation(seed, d // N)[d % N]` of N samples, augmented
-with random numbers that depend on (seed, d) alone. A step takes `world * batch` consecutive draws per micro-batch, the
+Training is one endless sequence of draws. Draw d takes the sample that a `vss_hf.data.order.Mixture` of the sources
+gives it, augmented with random numbers that depend on (seed, d) alone; of a single source with default sampling that
+is `permutation(seed, d // N)[d % N]` of N samples. A step takes `world * batch` consecutive draws per micro-batch, the
 ranks one slice each. So nothing is seen twice or left out in a pass over the data, whatever its size, and a run that
 has done s steps continues with draw s * world * batch * accumulation, without touching what came before.
+
+Files are opened one by one, so anybody may take any draw. Parquet is fetched a video at a time: with such a source
+every worker of every process draws from a lane of its own (`Mixture`), which touches few videos at once. Lane and
+position in it follow from the draw too, but the sequence is another one for another number of processes or workers.
 
 Both kinds of data set give that sequence: `TrainingDraws` by random access, `TrainingStream` as a stream whose workers
 deliver whole batches in turn.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -20,6 +25,8 @@ import datasets
 import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+
+from vss_hf.data.order import EveryFrame, Mixture, Order
 
 
 ON_BAD_SAMPLE = ("raise", "skip")
@@ -35,18 +42,18 @@ class DrawOrder:
     """Which draws one process takes.
 
     Args:
-        seed: of the run.
         batch_size: samples per micro-batch and process.
         rank: of this process.
         world_size: number of processes.
         start: draws that the whole run has consumed already.
+        workers: readers of each process, at least 1; they deliver batches in turn.
     """
 
-    seed: int
     batch_size: int
     rank: int = 0
     world_size: int = 1
     start: int = 0
+    workers: int = 1
 
     def draws(self, worker: int = 0, num_workers: int = 1) -> Iterator[int]:
         """The draws of this process, for ever; of worker w of n: those of its batches w, w + n, w + 2n, ..."""
@@ -54,17 +61,26 @@ class DrawOrder:
         for first in count(self.start + worker * block + self.rank * self.batch_size, num_workers * block):
             yield from range(first, first + self.batch_size)
 
+    @property
+    def lanes(self) -> int:
+        """Readers of all processes."""
+        return self.world_size * self.workers
 
-def sample_of(draw: int, seed: int, num_samples: int) -> int:
-    """The sample, 0..num_samples-1, that a draw takes."""
-    epoch, position = divmod(draw, num_samples)
-    return int(permutation(seed, epoch, num_samples)[position])
+    def lane(self, draw: int) -> tuple[int, int]:
+        """(lane, position in it) of a draw of any process.
 
+        The run's micro-batch m is that of reader m % workers in each process. After a resume the DataLoader begins
+        with worker 0, whoever's turn it was: which worker carries on which lane changes, the lanes do not.
+        """
+        micro_batch, place = divmod(draw, self.world_size * self.batch_size)
+        rank, place = divmod(place, self.batch_size)
+        turn, reader = divmod(micro_batch, self.workers)
+        return rank * self.workers + reader, turn * self.batch_size + place
 
-@lru_cache(maxsize=4)
-def permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """The order of one pass over the data."""
-    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+    def done(self, lane: int, draws: int) -> int:
+        """How many of the run's first `draws` draws, whole micro-batches, belong to a lane."""
+        micro_batches = draws // (self.world_size * self.batch_size)
+        return len(range(lane % self.workers, micro_batches, self.workers)) * self.batch_size
 
 
 def draw_seed(seed: int, draw: int) -> int:
@@ -72,56 +88,80 @@ def draw_seed(seed: int, draw: int) -> int:
     return int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0] >> 1)
 
 
-class EndlessSampler(Sampler[tuple[int, int]]):
-    """Yields (draw, sample index) for ever. It has no length, because a run ends at `max_steps`.
+class EndlessSampler(Sampler[int]):
+    """Yields the draws of a process for ever. It has no length, because a run ends at `max_steps`."""
 
-    Args:
-        num_samples: N, at least 1.
-        order: which draws.
-    """
-
-    def __init__(self, num_samples: int, order: DrawOrder):
-        self.num_samples = num_samples
+    def __init__(self, order: DrawOrder):
         self.order = order
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        for draw in self.order.draws():
-            yield draw, sample_of(draw, self.order.seed, self.num_samples)
+    def __iter__(self) -> Iterator[int]:
+        return self.order.draws()
 
 
 # --- the samples
 
 
-class DrawReader:
-    """What both data sets do with a draw: decode its sample, or the next readable one, and augment it.
+@dataclass
+class Source:
+    """One data set that is trained on.
 
     Args:
-        samples: indexable; yields data samples (`vss_hf.data.load_vspw`).
+        samples: indexable; yields data samples (`vss_hf.data.load_split`).
+        order: which of them make a pass, and how they follow each other; default: all, mixed.
+        weight: its share of the draws is its part in the sum of all weights.
+        name: for messages and counters.
+        packed: it is fetched a video at a time, so workers should not share its videos.
+    """
+
+    samples: Any
+    order: Order | None = None
+    weight: float = 1.0
+    name: str = "samples"
+    packed: bool = False
+
+    def place(self, index: int) -> str:
+        """'video V, frame F' of a sample, without decoding it."""
+        if not isinstance(self.samples, datasets.Dataset):
+            return f"sample {index}"
+        row = self.samples.with_format(None)[index]
+        return f"video {row['video']}, frame {row['frame']}"
+
+
+class DrawReader:
+    """What both data sets do with a draw: find its sample, decode it, or the next readable one, and augment it.
+
+    Args:
+        sources: what is trained on.
         transform: (sample, seed) -> model inputs.
-        seed: of the run and its `DrawOrder`.
+        seed: of the order of the samples and of their augmentation.
         on_bad_sample: what happens to a file that is damaged or gone. `raise`: an error that names video and frame.
-            `skip`: the draw gets the next readable sample of the pass, is counted in `skipped`, and a warning names
+            `skip`: the draw gets the next readable sample of its source, is counted in `skipped`, and a warning names
             the frame once.
     """
 
+    order: DrawOrder | None = None  # set by whoever knows batch size, rank and position: the Trainer
+
     def __init__(
         self,
-        samples: Any,
+        sources: Sequence[Source],
         transform: Callable[[dict, int], dict],
         seed: int,
         on_bad_sample: str = "raise",
     ):
         if on_bad_sample not in ON_BAD_SAMPLE:
             raise ValueError(f"on_bad_sample is {on_bad_sample!r}; expected {' or '.join(ON_BAD_SAMPLE)}")
-        self.samples, self.transform, self.seed, self.on_bad_sample = samples, transform, seed, on_bad_sample
+        self.sources, self.transform, self.seed, self.on_bad_sample = list(sources), transform, seed, on_bad_sample
+        orders = [source.order or EveryFrame(len(source.samples)) for source in sources]
+        self.mixture = Mixture(orders, [source.weight for source in sources], seed)
+        self.in_lanes = any(source.packed for source in sources)
         # In shared memory, because workers write there. A counter each: adding is no single step between processes.
         self._skipped = torch.zeros(COUNTERS, dtype=torch.int64).share_memory_()
-        self._named = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
+        self._named = [torch.zeros(len(source.samples), dtype=torch.bool).share_memory_() for source in sources]
 
     @property
     def num_samples(self) -> int:
-        """Samples of one pass over the data."""
-        return len(self.samples)
+        """Samples of one pass over all sources."""
+        return sum(order.num_samples for order in self.mixture.orders)
 
     @property
     def skipped(self) -> int:
@@ -131,54 +171,94 @@ class DrawReader:
         """
         return int(self._skipped.sum())
 
+    def counts(self, draws: int) -> dict[str, int]:
+        """How many of the run's first `draws` draws were of each source, by its name."""
+        total = np.zeros(len(self.sources), dtype=np.int64)
+        if self.in_lanes:
+            order = self._order()
+            for lane in range(order.lanes):
+                total += self.mixture.counts(order.done(lane, draws), lane, order.lanes)
+        else:
+            total += self.mixture.counts(draws)
+        return dict(zip([source.name for source in self.sources], total.tolist(), strict=True))
+
+    def described(self) -> str:
+        """What decides the sequence beside the seed and the number of samples; empty for one source of files.
+
+        Runs whose descriptions differ have different sequences.
+        """
+        parts = []
+        for source, order, share in zip(self.sources, self.mixture.orders, self.mixture.shares, strict=True):
+            fingerprint = zlib.crc32(order.pass_of(self.seed, 0).tobytes())
+            parts.append(f"{source.name} {share:.9g} {type(order).__name__} {order.num_samples} {fingerprint:08x}")
+        if self.in_lanes:
+            order = self._order()
+            parts.append(
+                f"{order.world_size} processes, {order.workers} readers each, batches of {order.batch_size} samples"
+            )
+        plain = len(parts) == 1 and type(self.mixture.orders[0]) is EveryFrame
+        return "" if plain else "; ".join(parts)
+
     def name(self, draw: int) -> str:
-        """'video V, frame F' of a draw, without decoding it."""
-        return self.place(sample_of(draw, self.seed, self.num_samples))
+        """'video V, frame F' of a draw, without decoding it; of several sources with the source's name."""
+        lane, position, lanes = self._lane(draw)
+        return self._place(*self.mixture.locate(position, lane, lanes))
 
-    def place(self, index: int) -> str:
-        """'video V, frame F' of a sample, without decoding it."""
-        if not isinstance(self.samples, datasets.Dataset):
-            return f"sample {index}"
-        row = self.samples.with_format(None)[index]
-        return f"video {row['video']}, frame {row['frame']}"
+    def read(self, draw: int) -> dict[str, torch.Tensor]:
+        """The augmented sample of a draw."""
+        return self.transform(self.readable(draw), draw_seed(self.seed, draw))
 
-    def read(self, draw: int, index: int) -> dict[str, torch.Tensor]:
-        """The augmented sample of a draw whose own sample is `index`."""
-        return self.transform(self.readable(draw, index), draw_seed(self.seed, draw))
-
-    def readable(self, draw: int, index: int) -> dict:
-        """The decoded sample of a draw, or the next one of the sequence that can be read.
+    def readable(self, draw: int) -> dict:
+        """The decoded sample of a draw, or the next one of its source that can be read.
 
         Raises:
             ValueError: it cannot be read and is not to be skipped, or too many in a row cannot be read.
         """
+        lane, position, lanes = self._lane(draw)
+        source, number = self.mixture.turn(position, lane, lanes)
         # Two passes hold every sample, wherever in a pass the draw lies.
-        limit = min(BAD_IN_A_ROW, 2 * self.num_samples)
+        limit = min(BAD_IN_A_ROW, 2 * self.mixture.orders[source].num_samples)
         problem = ""
         for ahead in range(limit):
-            candidate = index if ahead == 0 else sample_of(draw + ahead, self.seed, self.num_samples)
+            index = self.mixture.sample(source, number + ahead, lane, lanes)
             try:
-                return self.samples[candidate]
+                return self.sources[source].samples[index]
             except (ValueError, OSError) as error:  # what vss_hf.data raises for damaged and missing files
-                problem = f"{self.place(candidate)}: {error}"
+                problem = f"{self._place(source, index)}: {error}"
                 if self.on_bad_sample == "raise":
                     hint = "vss-hf data verify lists all such files, data.on_bad_sample: skip trains without them"
                     raise ValueError(f"{problem} ({hint})") from error
-                self.note(candidate, problem, first=ahead == 0)
+                self._note(source, index, problem, first=ahead == 0)
         raise ValueError(f"{limit} samples in a row cannot be read, the last one: {problem}")
 
-    def note(self, index: int, problem: str, first: bool) -> None:
+    def _order(self) -> DrawOrder:
+        if self.order is None:
+            raise ValueError(f"{type(self).__name__}.order is not set: give it the DrawOrder of this process")
+        return self.order
+
+    def _lane(self, draw: int) -> tuple[int, int, int]:
+        """(lane, position in it, number of lanes) of a draw."""
+        if not self.in_lanes:
+            return 0, draw, 1
+        order = self._order()
+        return *order.lane(draw), order.lanes
+
+    def _place(self, source: int, index: int) -> str:
+        name = f"{self.sources[source].name}: " if len(self.sources) > 1 else ""
+        return name + self.sources[source].place(index)
+
+    def _note(self, source: int, index: int, problem: str, first: bool) -> None:
         """Count a skipped draw once, and name a bad sample once."""
         if first:
             worker = get_worker_info()
             self._skipped[worker.id % COUNTERS if worker else 0] += 1
-        if not self._named[index]:
-            self._named[index] = True
+        if not self._named[source][index]:
+            self._named[source][index] = True
             warnings.warn(f"skipped: {problem}", RuntimeWarning, stacklevel=2)
 
 
 class TrainingDraws(DrawReader, Dataset):
-    """Augmented training samples by (draw, sample index); for a DataLoader with an `EndlessSampler`.
+    """Augmented training samples by draw; for a DataLoader with an `EndlessSampler`.
 
     Arguments as `DrawReader`.
     """
@@ -186,8 +266,8 @@ class TrainingDraws(DrawReader, Dataset):
     def __len__(self) -> int:
         return self.num_samples
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-        return self.read(*key)
+    def __getitem__(self, draw: int) -> dict[str, torch.Tensor]:
+        return self.read(draw)
 
 
 class TrainingStream(DrawReader, IterableDataset):
@@ -199,13 +279,7 @@ class TrainingStream(DrawReader, IterableDataset):
     Arguments as `DrawReader`.
     """
 
-    order: DrawOrder | None = None  # set by whoever knows batch size, rank and position: the Trainer
-
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        if self.order is None:
-            raise ValueError("TrainingStream.order is not set: give it the DrawOrder of this process")
-        if self.order.seed != self.seed:
-            raise ValueError(f"TrainingStream.order has seed {self.order.seed}, the stream {self.seed}; expected one")
-        worker = get_worker_info()
-        for draw in self.order.draws(worker.id, worker.num_workers) if worker else self.order.draws():
-            yield self.read(draw, sample_of(draw, self.seed, self.num_samples))
+        order, worker = self._order(), get_worker_info()
+        for draw in order.draws(worker.id, worker.num_workers) if worker else order.draws():
+            yield self.read(draw)

@@ -1,7 +1,7 @@
 """A training recipe: one YAML file with four sections, and overrides from the command line.
 
 model:         what is trained: an architecture's configuration, a preset, or a folder to start from
-data:          where the videos are
+data:          what is trained and evaluated on
 augmentation:  `vss_hf.data.AugmentationConfig`
 training:      `VSSTrainingArguments` (all of transformers' TrainingArguments and ours)
 """
@@ -11,18 +11,15 @@ import dataclasses
 import itertools
 import math
 import re
-import sys
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
-from transformers.trainer_utils import IntervalStrategy
 from yaml.constructor import ConstructorError
 
 from vss_hf.data.transforms import AugmentationConfig
@@ -30,23 +27,14 @@ from vss_hf.modeling.architectures import MODELS, VIDEO_MODELS, configuration_cl
 from vss_hf.modeling.loading import check_model_type
 
 from .arguments import VSSTrainingArguments
-from .draws import ON_BAD_SAMPLE
+from .data_recipe import DataRecipe
+from .fields import known_or_raise, of_type, shown
 
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_MODEL_TYPE = "vss_ocrnet"
 FROM_DATA = ("num_labels", "id2label", "label2id")
 MOST_VALUES = 10_000
-TYPE_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    NoneType: "null",
-    list: "a list",
-    tuple: "a list",
-    dict: "fields",
-}
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -132,42 +120,6 @@ class ModelRecipe:
 
 
 @dataclass
-class DataRecipe:
-    """Where the videos are.
-
-    Args:
-        root: folder in VSPW layout.
-        train_split: split to train on.
-        eval_split: split to evaluate on.
-        shortest_edge: frames are resized to this many pixels on their shorter side for evaluation and inference
-            (written into the image processor); None: as they are.
-        streaming: read the training frames as a stream instead of by random access; the samples and their order are
-            the same.
-        cache: keep decoded training frames in memory (4 bytes a pixel; each worker keeps its own); for small data
-            sets seen many times.
-        on_bad_sample: what a training frame that is damaged or gone does: `raise` stops the run and names it, `skip`
-            takes the next readable one, counts it and warns once per frame.
-    """
-
-    root: str = ""
-    train_split: str = "train"
-    eval_split: str = "val"
-    shortest_edge: int | None = None
-    streaming: bool = False
-    cache: bool = False
-    on_bad_sample: str = "raise"
-
-    def __post_init__(self):
-        if not self.root:
-            raise ValueError("data.root is empty: give a folder in VSPW layout, e.g. --data.root path/to/VSPW_480p")
-        if self.shortest_edge is not None and self.shortest_edge < 32:
-            raise ValueError(f"data.shortest_edge={self.shortest_edge}: expected at least 32 pixels")
-        if self.cache and self.streaming:
-            raise ValueError("data.cache with data.streaming: a stream keeps nothing; leave one of them out")
-        known_or_raise(self.on_bad_sample, ON_BAD_SAMPLE, "data.on_bad_sample has no choice")
-
-
-@dataclass
 class Recipe:
     """All settings of one run."""
 
@@ -218,14 +170,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
             raise ValueError(f"recipe {path}: section '{name}' must hold fields; found {shown(fields)}")
     given = {name: dict(given.get(name) or {}) for name in SECTIONS}
     for key, value in parse_overrides(overrides or []):
-        section, *rest = resolve_key(key)
-        target = given[section]
-        for part in rest[:-1]:
-            target[part] = {} if target.get(part) is None else target[part]
-            target = target[part]
-            if not isinstance(target, dict):
-                raise ValueError(f"--{key}: '{part}' holds {shown(target)} and no fields")
-        target[rest[-1]] = value
+        section, *parts = resolve_key(key)
+        set_field(given[section], parts, value, key)
     return build_recipe(given)
 
 
@@ -279,6 +225,25 @@ def parse_overrides(words: list[str]) -> list[tuple[str, Any]]:
     return pairs + ([(waiting, True)] if waiting is not None else [])
 
 
+def set_field(fields: dict[str, Any], parts: list[str], value: Any, key: str) -> None:
+    """Set a field of nested fields; an entry of a list is named by its number: `sources.1.weight`."""
+    target: Any = fields
+    for part, after in zip(parts, [*parts[1:], None], strict=True):
+        place: Any = part
+        if isinstance(target, list):
+            if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(target):
+                raise ValueError(f"--{key}: '{part}' is no entry of a list of {len(target)}, which count from 0")
+            place = int(part)
+        if after is None:
+            target[place] = value
+            return
+        if isinstance(target, dict) and target.get(place) is None:
+            target[place] = {}
+        target = target[place]
+        if not isinstance(target, dict | list):
+            raise ValueError(f"--{key}: '{part}' holds {shown(target)} and no fields")
+
+
 def resolve_key(key: str) -> list[str]:
     """The section and path of a field named on the command line."""
     first, *rest = key.replace("-", "_").split(".")
@@ -297,14 +262,6 @@ def resolve_key(key: str) -> list[str]:
         choices = " or ".join(f"--{section}.{first}" for section in sections)
         raise ValueError(f"--{first} is a field of several sections; write {choices}")
     return [sections[0], first, *rest]
-
-
-def known_or_raise(name: Any, known, what: str) -> None:
-    """Raise with the nearest known name when `name` is not known."""
-    if name not in known:
-        near = get_close_matches(str(name)[:100], [str(k) for k in known], n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-        raise ValueError(f"{what} '{str(name)[:100]}'; {hint}")
 
 
 def parse_yaml(text: str, place: str) -> Any:
@@ -352,44 +309,6 @@ def check_config(fields: dict[str, Any], place: str) -> None:
         known_or_raise(key, sorted(known), f"{place} has no field")
     if isinstance(fields.get("backbone_config"), dict):
         check_config(fields["backbone_config"], f"{place}.backbone_config")
-
-
-def of_type(value: Any, hint: Any, place: str) -> Any:
-    """The value, if it has the type of its field; `place` is named in the error."""
-    kinds = get_args(hint) or (hint,)
-    if get_origin(hint) in (tuple, list, dict):
-        kinds = (hint,)
-    if value is False and IntervalStrategy in kinds:
-        return "no"  # YAML takes a bare `no` for false
-    if not any(fits(value, kind) for kind in kinds):
-        words = [TYPE_WORDS[kind] for kind in map(bare, kinds) if kind in TYPE_WORDS]
-        found = "null" if value is None else shown(value)
-        raise ValueError(f"{place}: expected {' or '.join(dict.fromkeys(words))}; found {found}")
-    if isinstance(value, int) and float in kinds and int not in kinds and abs(value) > sys.float_info.max:
-        raise ValueError(f"{place}: {shown(value)} is too large for a number")
-    return value
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Whether a value from YAML can stand for a type: lists are tuples too, whole numbers are numbers too."""
-    kind = bare(kind)
-    if kind is Literal:
-        return False
-    if isinstance(value, bool):
-        return kind is bool
-    accepted = {float: (int, float), tuple: (list, tuple)}.get(kind, kind)
-    return isinstance(value, accepted)
-
-
-def shown(value: Any) -> str:
-    """A value for a message: at most a line of it."""
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:120]}..."
-
-
-def bare(kind: Any) -> Any:
-    """`list` of `list[str]`, and so on."""
-    return get_origin(kind) or kind
 
 
 def plain(value: Any) -> Any:

@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader, TensorDataset
-from transformers import Trainer, TrainerCallback, TrainerState, default_data_collator
+from torch.utils.data import DataLoader, TensorDataset, default_collate
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
@@ -36,6 +36,7 @@ from .interruption import TrainingInterrupted, stop_request
 from .losses import pixel_loss
 from .optimizer import parameter_groups
 from .sharded import check_fsdp, is_sharded, whole_copy
+from .sources import EvalData
 from .sync_batchnorm import with_synchronised_batchnorm
 
 
@@ -76,8 +77,8 @@ class VSSTrainer(PushesModelFolder, Trainer):
     Args:
         model: the model.
         args: the run's settings.
-        train_dataset: `TrainingDraws` or `TrainingStream`.
-        eval_data: (data set folder, split) to evaluate on, or None.
+        train_dataset: `TrainingDraws` or `TrainingStream`, with the seed `args.draw_seed`.
+        eval_data: what to evaluate on: `EvalData`, or its beginning: (data set folder, split); or None.
         processing_class: the image processor.
         class_weights: (num_labels,) weights of the loss, or None.
     """
@@ -95,19 +96,24 @@ class VSSTrainer(PushesModelFolder, Trainer):
         args: VSSTrainingArguments,
         *,
         train_dataset: Any = None,
-        eval_data: tuple[str | Path, str] | None = None,
+        eval_data: tuple | None = None,
         processing_class: Any = None,
         class_weights: torch.Tensor | None = None,
     ):
+        if train_dataset is not None and train_dataset.seed != args.draw_seed:
+            raise ValueError(
+                f"train_dataset draws with seed {train_dataset.seed}, the run with {args.draw_seed} (--data_seed, or "
+                "--seed); give both the same"
+            )
         if args.sync_batchnorm:
             model = with_synchronised_batchnorm(model, args.world_size, args.device)
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
-            eval_dataset=cast(Any, eval_data),  # for our own `evaluate`
+            eval_dataset=cast(Any, None if eval_data is None else EvalData(*eval_data)),  # for our own `evaluate`
             processing_class=processing_class,
-            data_collator=default_data_collator,
+            data_collator=default_collate,  # transformers' own copies the batch of a worker once more
         )
         if self.is_fsdp_enabled:
             check_fsdp(self.accelerator.state.fsdp_plugin)
@@ -146,22 +152,34 @@ class VSSTrainer(PushesModelFolder, Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
             worker_init_fn=end_with_parent,
         )
-        order = DrawOrder(
-            seed=self.args.draw_seed,
+        self.train_dataset.order = order = self.draw_order()
+        if not isinstance(self.train_dataset, TrainingStream):
+            settings["sampler"] = EndlessSampler(order)
+        return DataLoader(self.train_dataset, **settings)
+
+    def draw_order(self) -> DrawOrder:
+        """Which draws this process takes in this session."""
+        return DrawOrder(
             batch_size=self.args.train_batch_size,
             rank=self.args.process_index,
             world_size=self.args.world_size,
             start=self.first_draw,
+            workers=max(1, self.args.dataloader_num_workers),
         )
-        if isinstance(self.train_dataset, TrainingStream):
-            self.train_dataset.order = order
-        else:
-            settings["sampler"] = EndlessSampler(len(self.train_dataset), order)
-        return DataLoader(self.train_dataset, **settings)
 
     def draws_done(self) -> int:
         """Training samples that the whole run has consumed, over all sessions and processes."""
         return self.first_draw + (self.state.global_step - self.first_step) * self.global_batch_size
+
+    def samples_by_source(self) -> dict[str, int]:
+        """`draws_done` of each source, as `samples_SOURCE`; empty with one source."""
+        if self.train_dataset is None or len(self.train_dataset.sources) == 1:
+            return {}
+        return {f"samples_{name}": n for name, n in self.train_dataset.counts(self.draws_done()).items()}
+
+    def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
+        """The Trainer's log; beside every loss how many samples each source has given."""
+        super().log({**logs, **self.samples_by_source()} if "loss" in logs else logs, *arguments, **options)
 
     def sample_names(self, micro_batch: int) -> str:
         """The videos and frames in one micro-batch of the current step and this process, for messages."""
@@ -186,6 +204,7 @@ class VSSTrainer(PushesModelFolder, Trainer):
         self.accelerator.wait_for_everyone()
         self.resume_from = None
         self.first_step = self.first_draw = self.skipped_steps = 0
+        self.train_dataset.order = self.draw_order()
         if resume_from_checkpoint:
             self.resume_from = checkpoints.find_checkpoint(resume_from_checkpoint, self.args.output_dir)
             self.read_position(self.resume_from)
@@ -220,12 +239,14 @@ class VSSTrainer(PushesModelFolder, Trainer):
         if self.ema is not None:
             self.load_ema(checkpoint)
 
-    def run_state(self) -> dict[str, int]:
+    def run_state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the Trainer's own state: the data position, and what was skipped."""
+        order = self.train_dataset.described()
         return {
             "draws": self.draws_done(),
             "seed": self.args.draw_seed,
             "num_samples": self.samples_per_epoch,
+            **({"order": order} if order else {}),
             "skipped_steps": self.skipped_steps,
         }
 
@@ -349,7 +370,7 @@ class VSSTrainer(PushesModelFolder, Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """mIoU and video consistency of the (averaged) weights on the evaluation videos, which the processes share."""
-        root, split = eval_dataset or self.eval_dataset
+        evaluated = EvalData(*(eval_dataset or self.eval_dataset))
         start = time.time()
         training = self.unwrapped().training
         # A loader draws a seed from torch's global generator; without the fork evaluating would change the training.
@@ -357,8 +378,7 @@ class VSSTrainer(PushesModelFolder, Trainer):
             take_from_first(model)  # every process has BatchNorm statistics of its own; the first one's are saved
             results = evaluate_model(
                 VideoSegmenter(model, self.processing_class),
-                root,
-                split,
+                **evaluated._asdict(),
                 batch_size=self.args.per_device_eval_batch_size,
                 num_workers=self.args.dataloader_num_workers,
             )

@@ -72,7 +72,7 @@ NAMES = st.one_of(
         "init_from", "preset", "base_size", "shortest_edge", "logging_steps", "save_steps",
         "dataloader_prefetch_factor",
         "neftune_noise_alpha", "liger_kernel_config", "parallelism_config", "trackio_space_id", "project",
-        "on_bad_sample",
+        "on_bad_sample", "sources", "weight", "sampling", "every_nth", "balance_by", "mix_by", "table", "min_labelled",
     ]),
     st.text(max_size=6),
 )  # fmt: skip

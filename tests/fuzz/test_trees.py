@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from vss_hf.data import load_vspw, verify_dataset
+from vss_hf.data import load_vspw, repair_dataset, verify_dataset
 from vss_hf.data.labels import LABEL_FILE, ClassList
 from vss_hf.data.transforms import AugmentationConfig, TrainTransform
 from vss_hf.data.vspw import scan_split
@@ -306,6 +306,7 @@ def fresh(sound_tree, tmp_path):
         shutil.rmtree(tmp_path / "tree", ignore_errors=True)
         return shutil.copytree(sound_tree, tmp_path / "tree")
 
+    copy.folder = tmp_path
     return copy
 
 
@@ -360,6 +361,74 @@ def test_the_command_line(fuzz, fresh):
         assert json.loads((root.parent / "report.json").read_text(encoding="utf-8"))["ok"] is ok
 
     fuzz(check, st.data(), st.sampled_from(DAMAGE), quick=8, slow=300)
+
+
+# --- repair: whatever the damage, the originals stay, the result is clean, and a second run changes nothing
+
+
+def everything(root):
+    """Names, times and contents below a folder."""
+    files = {}
+    for folder, names, others in os.walk(root):
+        for name in [*names, *others]:
+            path = os.path.join(folder, name)
+            regular = os.path.isfile(path) and not os.path.islink(path)
+            with open(path if regular else os.devnull, "rb") as file:
+                files[path] = (os.lstat(path).st_mtime_ns, file.read())
+    return files
+
+
+def check_repair(root, out):
+    """The property; returns whether `out` was repaired. What is refused leaves everything as it was."""
+    before = everything(root), everything(out)
+    options = {"height": 6, "max_workers": 1, "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report, error = outcome(repair_dataset, root, out, **options)
+        assert everything(root) == before[0], "the originals were changed"
+        if error is not None:
+            assert everything(out) == before[1], error
+            return False
+        # every byte that was there is still there
+        assert {data for _, data in before[1].values()} <= {data for _, data in everything(out).values()}
+        json.dumps(report.to_dict(), ensure_ascii=False).encode("utf-8")
+        report.print(Console(file=io.StringIO(), width=120))
+        # only what nobody can know is left to the user: the classes, and videos where none is left
+        assert {finding.kind for finding in report.result.errors} <= {"class_list", "split_file"}
+        if report.ok:
+            for split in report.result.splits:
+                use_all(out, split)
+        after = everything(out)
+        assert repair_dataset(root, out, **options).ok == report.ok
+        assert everything(out) == after, "a second run changed something"
+    return True
+
+
+def test_repair_into_a_new_folder(fuzz, fresh):
+    def check(data, damages):
+        root, out = fresh(), fresh.folder / "out"
+        for damage in damages:
+            damage(root, data.draw)
+        shutil.rmtree(out, ignore_errors=True)
+        check_repair(root, out)
+
+    fuzz(check, st.data(), st.lists(st.sampled_from(DAMAGE), min_size=1, max_size=4), quick=15, slow=700)
+
+
+def test_repair_of_a_damaged_folder(fuzz, fresh):
+    def check(data, damages, more):
+        root, out = fresh(), fresh.folder / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            repair_dataset(root, out, height=6, max_workers=1, progress=False)
+        for place, all_of_it in ((out, damages), (root, more)):
+            for damage in all_of_it:
+                damage(place, data.draw)
+        check_repair(root, out)
+
+    some = st.sampled_from(DAMAGE)
+    fuzz(check, st.data(), st.lists(some, min_size=1, max_size=4), st.lists(some, max_size=2), quick=15, slow=700)
 
 
 # --- falsifying examples of the past, one by one

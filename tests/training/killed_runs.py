@@ -2,7 +2,8 @@
 
 Importing torch and transformers takes seconds; so this process does it once, and every run is a fork of it.
 
-    killed_runs.py ROOT FOLDER --moment random|file --kills N --streaming 0|1 --workers N --seed N --stride N
+    killed_runs.py ROOT FOLDER --moment random|file --kills N --streaming 0|1 --workers N --mixed 0|1 --seed N
+                   --stride N
 
 prints one line of JSON: kills, how many of them hit a checkpoint that was being written, runs that were completed, and
 the runs whose end differs from the one that was never killed.
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import make_trainer, state_of, tiny_model, training_data
+from tiny import make_trainer, mixed_data, state_of, tiny_model, training_data
 from torchvision.transforms import v2  # noqa: F401  (the forks shall not have to import it)
 
 from vss_hf.training.checkpoints import damage, newest_checkpoint
@@ -29,13 +30,13 @@ from vss_hf.training.checkpoints import damage, newest_checkpoint
 STEPS = 6
 
 
-def run(root: Path, folder: Path, streaming: bool, workers: int) -> None:
+def run(root: Path, folder: Path, streaming: bool, workers: int, mixed: bool) -> None:
     """One session: from the newest whole checkpoint, or from the start; its end is written beside the run."""
     trainer = make_trainer(
         root,
         folder,
         model=tiny_model(root, classifier_dropout=0.1),
-        data=training_data(root, streaming=streaming),
+        data=(mixed_data if mixed else training_data)(root, streaming=streaming),
         max_steps=STEPS,
         save_strategy="steps",
         save_steps=1,
@@ -103,7 +104,7 @@ def session(arguments, folder: Path, rng: random.Random, duration: float, operat
     def action():
         if arguments.moment == "file":
             kill_at_file_operation(folder, operation)
-        run(arguments.root, folder, arguments.streaming, arguments.workers)
+        run(arguments.root, folder, arguments.streaming, arguments.workers, arguments.mixed)
 
     pid = fork(action)
     if arguments.moment == "random":
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int)
     parser.add_argument("--streaming", type=int)
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--mixed", type=int, help="of two sources")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stride", type=int, default=1, help="mean distance of the file operations that are tried")
     arguments = parser.parse_args()
@@ -146,7 +148,8 @@ def main() -> None:
 
     began = time.monotonic()
     straight = arguments.folder / "straight"
-    if ended(fork(lambda: run(arguments.root, straight, arguments.streaming, arguments.workers)), wait=True) != 0:
+    settings = (arguments.streaming, arguments.workers, arguments.mixed)
+    if ended(fork(lambda: run(arguments.root, straight, *settings)), wait=True) != 0:
         raise SystemExit("the run that is never killed failed")
     duration = time.monotonic() - began
     reference = load_file(straight / "end.safetensors")
@@ -162,7 +165,7 @@ def main() -> None:
             counts["while_writing"] += any(folder.glob(".checkpoint-*"))
             operation += rng.randint(1, 2 * arguments.stride - 1) if arguments.stride > 1 else 1
         if killed and arguments.moment == "file":
-            if ended(fork(lambda: run(arguments.root, folder, arguments.streaming, arguments.workers)), True) != 0:
+            if ended(fork(lambda: run(arguments.root, folder, *settings)), True) != 0:
                 raise SystemExit("a resumed run failed")
         if not killed or arguments.moment == "file":
             counts["completed"] += 1

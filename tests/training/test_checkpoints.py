@@ -181,7 +181,7 @@ def test_checkpoint_of_another_architecture(root, run):
 
 def test_checkpoint_of_other_data(root, run, tmp_path):
     more = make_data(tmp_path / "more", {"train": {"a": 4, "b": 4}, "val": {"v": 2}})
-    with pytest.raises(ValueError, match="number of training frames was 7 and is 8 now"):
+    with pytest.raises(ValueError, match="number of training samples in a pass was 7 and is 8 now"):
         make_trainer(more, run, **SAVING).train(resume_from_checkpoint=True)
     with pytest.raises(ValueError, match="data_seed .* was 42 and is 5 now"):
         make_trainer(root, run, data_seed=5, **SAVING).train(resume_from_checkpoint=True)

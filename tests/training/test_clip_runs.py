@@ -19,7 +19,8 @@ from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.architectures import VIDEO_MODELS
 from vss_hf.training.recipe import ModelRecipe, load_recipe
-from vss_hf.training.run import build_model, main, training_data
+from vss_hf.training.run import build_model, main
+from vss_hf.training.sources import open_sources, training_data
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +142,8 @@ def test_what_does_not_fit_the_model_to_start_from(root, tmp_path, config, messa
 def training_sample(path, *words):
     recipe = load_recipe(path, list(words))
     model = build_model(recipe.model, ClassList.from_root(recipe.data.root))
-    data = training_data(recipe, model.config)
-    return model.config, data, data[0, 0]
+    data = training_data(recipe, model.config, open_sources(recipe.data))
+    return model.config, data, data[0]
 
 
 def test_clips_come_as_the_configuration_says(root, tmp_path):
@@ -238,7 +239,8 @@ def test_out_of_memory_names_what_the_model_has(root, tmp_path, monkeypatch, mod
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model.config.frame_offsets=[-4]"], r"frame_offsets=\[-4\]: no video of split 'train' is that long; the "
+        (["--model.config.frame_offsets=[-4]"],
+         r"frame_offsets=\[-4\]: no video of split 'train' of .* is that long; the "
          "longest has 4 frames, so offsets from -3 up would find a frame"),
         (["--model.config.frame_offsets=[-3,-1]", "--time_reversal_prob=0.5"],
          r"time_reversal_prob=0.5: model.config.frame_offsets=\[-3, -1\] are other distances .*space them evenly"),

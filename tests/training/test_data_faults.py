@@ -26,7 +26,8 @@ from vss_hf.cli import main as vss_hf
 from vss_hf.cli import train_main
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.training import run
-from vss_hf.training.draws import BAD_IN_A_ROW, DrawOrder, EndlessSampler, TrainingDraws, TrainingStream, sample_of
+from vss_hf.training import sources as training_sources
+from vss_hf.training.draws import BAD_IN_A_ROW, DrawOrder, EndlessSampler, Source, TrainingDraws, TrainingStream
 from vss_hf.training.faults import explain, explained
 from vss_hf.training.recipe import load_recipe
 from vss_hf.video_io import open_source
@@ -54,18 +55,16 @@ def name_samples(sample, seed):
 
 
 def dataset(root, kind="draws", on_bad_sample="raise"):
-    samples = training_data(root).samples
-    if kind == "draws":
-        return TrainingDraws(samples, name_samples, SEED, on_bad_sample=on_bad_sample)
-    return TrainingStream(samples, name_samples, SEED, on_bad_sample=on_bad_sample)
+    dataset_class = TrainingDraws if kind == "draws" else TrainingStream
+    return dataset_class(training_data(root).sources, name_samples, SEED, on_bad_sample=on_bad_sample)
 
 
 def loader(data, batch_size=2, workers=0, start=0):
-    order = DrawOrder(SEED, batch_size, start=start)
+    order = DrawOrder(batch_size, start=start)
     if isinstance(data, TrainingStream):
         data.order = order
         return DataLoader(data, batch_size, num_workers=workers)
-    return DataLoader(data, batch_size, sampler=EndlessSampler(len(data), order), num_workers=workers)
+    return DataLoader(data, batch_size, sampler=EndlessSampler(order), num_workers=workers)
 
 
 def samples(batches, count):
@@ -175,10 +174,9 @@ def test_skipped_samples_are_counted_exactly(root, workers):
     cut(frame(root, "a", 2))
     cut(frame(root, "b", 2))
     data = dataset(root, "draws", "skip")
-    keys = [(draw, sample_of(draw, SEED, 7)) for draw in range(70)]  # 10 passes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in DataLoader(data, 5, sampler=keys, num_workers=workers):
+        for _ in DataLoader(data, 5, sampler=range(70), num_workers=workers):
             pass
     assert data.skipped == 20
 
@@ -210,16 +208,16 @@ def test_too_many_bad_samples_stop_the_run(root, tmp_path):
 
     with warnings.catch_warnings(), pytest.raises(ValueError, match=f"{BAD_IN_A_ROW} samples in a row.*disk is gone"):
         warnings.simplefilter("ignore")
-        TrainingDraws(Broken(), name_samples, 0, on_bad_sample="skip")[0, 0]
+        TrainingDraws([Source(Broken())], name_samples, 0, on_bad_sample="skip")[0]
 
 
 def test_a_mistake_in_the_program_is_not_skipped(root):
     def broken(sample, seed):
         raise ValueError("a mistake")
 
-    data = TrainingDraws(training_data(root).samples, broken, SEED, on_bad_sample="skip")
+    data = TrainingDraws(training_data(root).sources, broken, SEED, on_bad_sample="skip")
     with pytest.raises(ValueError, match="a mistake"):
-        data[0, 0]
+        data[0]
 
 
 @pytest.mark.parametrize("streaming", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -232,7 +230,7 @@ def test_train_skips_by_recipe(root, tmp_path, streaming):
         folder = run.main([str(recipe), "--class_weighting", "inverse_sqrt"])
     told = " ".join(str(warning.message) for warning in caught)
     assert "skipped: video a, frame 00000003" in told and "skipped: video b, frame 00000001" in told
-    assert re.search("class weights are counted without a mask: .*b/mask/00000001.png", told)
+    assert re.search("1 of 7 masks cannot be read and are not counted; the first: .*b/mask/00000001.png", told)
     assert (folder / "model.safetensors").is_file()
 
 
@@ -302,7 +300,7 @@ def test_30_random_deaths_never_hang(root, signal_handler):
 
 
 def test_train_tells_that_a_worker_died(root, tmp_path, capsys, monkeypatch):
-    real = run.TrainTransform
+    real = training_sources.TrainTransform
 
     class Deadly(real):
         def __call__(self, sample, seed):
@@ -310,7 +308,7 @@ def test_train_tells_that_a_worker_died(root, tmp_path, capsys, monkeypatch):
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__call__(sample, seed)
 
-    monkeypatch.setattr(run, "TrainTransform", Deadly)
+    monkeypatch.setattr(training_sources, "TrainTransform", Deadly)
     recipe = write_recipe(tmp_path / "r.yaml", root, tmp_path / "out")
     line = failure(capsys, train_main, recipe, "--dataloader_num_workers", "2")
     assert re.search("a process that loads data .*was ended", line) and "fewer workers" in line

@@ -16,7 +16,7 @@ import pytest
 from tiny import make_default_data
 
 
-KINDS = [(False, 0), (False, 2), (True, 0), (True, 2)]
+KINDS = [(False, 0, False), (False, 2, True), (True, 0, True), (True, 2, False)]  # streaming, workers, mixed
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +24,11 @@ def root(tmp_path_factory):
     return make_default_data(tmp_path_factory.mktemp("data") / "videos")
 
 
-def killed_runs(root, folder, moment, kills, streaming=False, workers=0, seed=0, stride=1):
+def killed_runs(root, folder, moment, kills, streaming=False, workers=0, mixed=False, seed=0, stride=1):
     """The counts that killed_runs.py prints."""
     command = [sys.executable, Path(__file__).with_name("killed_runs.py"), root, folder, "--moment", moment]
-    options = {"kills": kills, "streaming": int(streaming), "workers": workers, "seed": seed, "stride": stride}
+    options = {"kills": kills, "streaming": int(streaming), "workers": workers, "mixed": int(mixed)}
+    options |= {"seed": seed, "stride": stride}
     command += [word for name, value in options.items() for word in (f"--{name}", value)]
     path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
     log = folder / "log.txt"
@@ -59,16 +60,17 @@ def nothing_left(group: int, patience: float = 10.0) -> bool:
 
 
 def test_a_few_kills(root, tmp_path):
-    """At file operations spread over the run: the quick stand-in for the long tests below."""
-    counts = killed_runs(root, tmp_path, "file", kills=6, stride=25)
+    """At file operations spread over a run with two sources: the quick stand-in for the long tests below."""
+    counts = killed_runs(root, tmp_path, "file", kills=6, mixed=True, stride=25)
     assert counts["kills"] == counts["completed"] == 6 and not counts["different"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("streaming", "workers"), KINDS)
-def test_kills_at_random_moments(root, tmp_path, streaming, workers):
+@pytest.mark.parametrize(("streaming", "workers", "mixed"), KINDS)
+def test_kills_at_random_moments(root, tmp_path, streaming, workers, mixed):
     """50 kills of each kind of run, at any moment from the start of a session on."""
-    counts = killed_runs(root, tmp_path, "random", kills=50, streaming=streaming, workers=workers, seed=7)
+    kind = dict(streaming=streaming, workers=workers, mixed=mixed)
+    counts = killed_runs(root, tmp_path, "random", kills=50, seed=7, **kind)
     assert counts["kills"] == 50 and counts["completed"] > 0 and not counts["different"]
 
 

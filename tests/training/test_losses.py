@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel
 
 from vss_hf.modeling import dense
 from vss_hf.modeling.losses import mean_cross_entropy
-from vss_hf.training.draws import TrainingDraws
+from vss_hf.training.draws import Source, TrainingDraws
 from vss_hf.training.losses import ohem_cross_entropy, pixel_loss
 
 
@@ -415,11 +415,11 @@ def test_ohem_is_no_smaller_than_cross_entropy_and_still_learns(root, tmp_path):
 def uneven_data(root):
     """Frames with different numbers of labelled pixels."""
     data = tiny_data(root, **CALM)
-    samples = [data.samples[index] for index in range(7)]
+    samples = [data.sources[0].samples[index] for index in range(7)]
     for index, sample in enumerate(samples):
         sample["labels"] = sample["labels"].clone()
         sample["labels"][:, : 4 * index] = 255
-    return TrainingDraws(samples, data.transform, seed=42)
+    return TrainingDraws([Source(samples)], data.transform, seed=42)
 
 
 def run(root, folder, batch_size, accumulation, **settings):

@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from vss_hf.data.labels import ClassList
 from vss_hf.data.sample import make_sample_dataset
+from vss_hf.data.splits import open_split
 from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.training.recipe import ModelRecipe, load_recipe
@@ -219,15 +220,15 @@ def test_class_weights_against_a_slow_recount(root):
                     pixels[name] += NAMES[name] == value
     mean = sum(pixels.values()) / len(names)
     expected = [(mean / pixels[name]) ** 0.5 for name in names]
-    weights = class_weights(root, "train", ClassList.from_root(root))
+    weights = class_weights([open_split(root, "train")])
     assert weights.dtype == torch.float32
     assert weights.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_absent_class_weighs_as_the_rarest(tmp_path, root):
     with_absent = make_data(tmp_path / "videos", {"train": {"a": 4, "b": 3}}, {**NAMES, "ghost": 9, "spirit": 3})
-    weights = class_weights(with_absent, "train", ClassList.from_root(with_absent))
-    present = class_weights(root, "train", ClassList.from_root(root))
+    weights = class_weights([open_split(with_absent, "train")])
+    present = class_weights([open_split(root, "train")])
     names = ClassList.from_root(with_absent).names
     by_name = dict(zip(names, weights.tolist(), strict=True))
     assert by_name["ghost"] == by_name["spirit"] == pytest.approx(float(present.max()))
@@ -237,13 +238,13 @@ def test_absent_class_weighs_as_the_rarest(tmp_path, root):
 def test_nothing_to_weigh(tmp_path):
     root = make_data(tmp_path / "videos", {"train": {"a": 1}}, {"others": 0, "ghost": 9})
     with pytest.raises(ValueError, match="split 'train' of .*no labelled pixel"):
-        class_weights(root, "train", ClassList.from_root(root))
+        class_weights([open_split(root, "train")])
 
 
 def test_values_outside_the_table_are_ignored(root):
     data = training_data(root, **CALM)
     disk = np.concatenate([mask_values("a", n) for n in range(4)] + [mask_values("b", n) for n in range(3)])
-    labels = torch.cat([data[0, index]["labels"] for index in range(7)]).numpy()
+    labels = torch.cat([data.transform(data.sources[0].samples[index], 0)["labels"] for index in range(7)]).numpy()
     assert {0, 77, 255} <= set(disk.ravel().tolist())
     for value, label in ((1, 0), (2, 1), (5, 2), (0, 255), (77, 255), (255, 255)):
         assert (labels[disk == value] == label).all(), value

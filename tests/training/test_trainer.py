@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
-from vss_hf.training.draws import DrawOrder, EndlessSampler, TrainingDraws
+from vss_hf.training.draws import DrawOrder, EndlessSampler, Source, TrainingDraws
 from vss_hf.training.trainer import EMA_FILE
 
 
@@ -83,7 +83,7 @@ def test_loss_is_the_mean_over_labelled_pixels_of_the_step(root, tmp_path):
     )
     model = tiny_model(root, FrozenNorms)
     trainer.train()
-    batch = [data[draw] for draw in islice(EndlessSampler(len(data), DrawOrder(seed=42, batch_size=6)), 6)]
+    batch = [data[draw] for draw in islice(EndlessSampler(DrawOrder(6)), 6)]
     pixels = torch.stack([sample["pixel_values"] for sample in batch])
     labels = torch.stack([sample["labels"] for sample in batch])
     assert 0 < (labels == 255).sum() < labels.numel()
@@ -105,7 +105,7 @@ def test_class_weights(root, tmp_path):
     weights = torch.tensor([0.5, 2.0, 7.0])
     trainer = make_trainer(root, tmp_path, class_weights=weights)
     model = trainer.model.train()
-    samples = [trainer.train_dataset[draw, draw] for draw in range(3)]
+    samples = [trainer.train_dataset[draw] for draw in range(3)]
     batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
     for num_items in (None, torch.tensor(1234)):
         torch.manual_seed(0)
@@ -152,11 +152,9 @@ def test_gradient_accumulation_equals_a_large_batch(root, tmp_path, kind):
 def test_nothing_labelled_gives_no_gradient_and_no_nan(tmp_path):
     root = make_data(tmp_path / "videos", {"train": {"a": 2}, "val": {"v": 1}})
     data = training_data(root, **CALM)
-    unlabelled = TrainingDraws(
-        [{**data.samples[i], "labels": torch.full_like(data.samples[i]["labels"], 255)} for i in range(2)],
-        data.transform,
-        seed=0,
-    )
+    samples = [data.sources[0].samples[index] for index in range(2)]
+    samples = [{**sample, "labels": torch.full_like(sample["labels"], 255)} for sample in samples]
+    unlabelled = TrainingDraws([Source(samples)], data.transform, seed=42)
     model = tiny_model(root)
     before = state_of(model)
     trainer = make_trainer(root, tmp_path, model=model, data=unlabelled, max_steps=2, weight_decay=0.0, optim="sgd")
@@ -233,10 +231,11 @@ def test_resume_reads_only_what_comes_next(root, tmp_path):
 
     def run(resume=None):
         data = training_data(root)
-        data.samples = Counted(data.samples)
+        source = data.sources[0]
+        source.samples = counted = Counted(source.samples)
         settings = dict(max_steps=6, save_strategy="steps", save_steps=3, save_total_limit=None)
         make_trainer(root, tmp_path, data=data, **settings).train(resume_from_checkpoint=resume)
-        return data.samples.opened
+        return counted.opened
 
     everything = run()
     assert len(everything) == 12
@@ -278,6 +277,8 @@ def test_data_seed(root, tmp_path):
         curves[seed, data_seed] = [batch["labels"] for batch in islice(trainer.get_train_dataloader(), 3)]
     assert all(map(torch.equal, curves[0, None], curves[5, 0]))
     assert not all(map(torch.equal, curves[5, None], curves[5, 0]))
+    with pytest.raises(ValueError, match="draws with seed 42, the run with 5"):
+        make_trainer(root, tmp_path, data=training_data(root), seed=5)
 
 
 # --- evaluation

@@ -19,7 +19,7 @@ from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
 from vss_hf.modeling.modeling_tcb_ocr import TCBOCRForVideoSemanticSegmentation
 from vss_hf.training.arguments import VSSTrainingArguments
-from vss_hf.training.draws import TrainingDraws, TrainingStream
+from vss_hf.training.draws import Source, TrainingDraws, TrainingStream
 from vss_hf.training.trainer import VSSTrainer
 
 
@@ -137,14 +137,22 @@ def training_data(root: Path, seed: int = 42, streaming: bool = False, **changes
     """Augmented training samples."""
     transform = TrainTransform(augmentation(**changes))
     if streaming:
-        return TrainingStream(load_vspw(root, "train"), transform, seed)
-    return TrainingDraws(load_vspw(root, "train"), transform, seed)
+        return TrainingStream([Source(load_vspw(root, "train"))], transform, seed)
+    return TrainingDraws([Source(load_vspw(root, "train"))], transform, seed)
+
+
+def mixed_data(root: Path, seed: int = 42, streaming: bool = False) -> TrainingDraws | TrainingStream:
+    """Augmented samples of two sources: two of three from the training videos, one from those of the split val."""
+    videos, others = load_vspw(root, "train"), load_vspw(root, "val")
+    sources = [Source(videos, weight=2, name="videos"), Source(others, weight=1, name="others")]
+    return (TrainingStream if streaming else TrainingDraws)(sources, TrainTransform(augmentation()), seed)
 
 
 def training_clips(root: Path, seed: int = 42) -> TrainingDraws:
     """Augmented clips for `tiny_clip_model`, some of them played backwards."""
     clips = load_vspw(root, "train", frame_offsets=(-2, -1), reference_labels=True)
-    return TrainingDraws(clips, TrainTransform(augmentation(time_reversal_prob=0.5), reference_labels=True), seed)
+    transform = TrainTransform(augmentation(time_reversal_prob=0.5), reference_labels=True)
+    return TrainingDraws([Source(clips)], transform, seed)
 
 
 def arguments(output_dir: Path, **changes) -> VSSTrainingArguments:
@@ -168,10 +176,11 @@ def arguments(output_dir: Path, **changes) -> VSSTrainingArguments:
 
 def make_trainer(root: Path, output_dir: Path, *, model=None, data=None, class_weights=None, **changes) -> VSSTrainer:
     """A Trainer on the tiny data; `changes` are training arguments."""
+    args = arguments(output_dir, **changes)
     return VSSTrainer(
         tiny_model(root) if model is None else model,
-        arguments(output_dir, **changes),
-        train_dataset=training_data(root) if data is None else data,
+        args,
+        train_dataset=training_data(root, args.draw_seed) if data is None else data,
         eval_data=(root, "val"),
         processing_class=VSSImageProcessor(),
         class_weights=class_weights,

@@ -17,6 +17,7 @@ from tiny import (
     arguments,
     losses,
     make_trainer,
+    mixed_data,
     state_of,
     tiny_clip_model,
     tiny_model,
@@ -39,6 +40,7 @@ EXACT = {  # cases in which one process and two must agree
     "plain": {},
     "weighted": {"class_weights": torch.tensor([0.5, 2.0, 7.0])},
     "stream": {"streaming": True},
+    "mixed": {"mixed": True},
     "clips": {"clips": True},
     "synchronised": {"sync_batchnorm": True},
 }
@@ -67,7 +69,10 @@ class Recorder:
 def run(root: Path, output_dir: Path, batch_size: int, case: str):
     """(trainer after a few steps with `batch_size` samples per process, the samples that this process took)."""
     clips, synchronised = EXACT[case].get("clips", False), EXACT[case].get("sync_batchnorm", False)
-    data = training_clips(root) if clips else training_data(root, streaming=EXACT[case].get("streaming", False))
+    if EXACT[case].get("mixed", False):
+        data = mixed_data(root)
+    else:
+        data = training_clips(root) if clips else training_data(root, streaming=EXACT[case].get("streaming", False))
     data.transform = recorder = Recorder(data.transform)
     if clips:
         model = tiny_clip_model(root)
