@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -20,7 +20,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .findings import Finding, print_findings, shown
 from .labels import IGNORE_INDEX, LABEL_FILE, VSPW, ClassList
+from .parquet import INDEX_FILE, read_index, verify_parquet
 from .vspw import (
     IMAGE_SUFFIXES,
     NotIndicesError,
@@ -35,16 +37,8 @@ from .vspw import (
 
 # videos and frames of VSPW as published; 251,633 frames in all
 OFFICIAL_COUNTS = {"train": (2806, 198_244), "val": (343, 24_502), "test": (387, 28_887)}
-_SHOWN_PER_KIND = 10
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing found: its kind (a fixed word for programs), the file or folder, and a sentence."""
-
-    kind: str
-    path: str
-    detail: str
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass
@@ -92,17 +86,8 @@ class VerifyReport:
         console.print(self._count_table())
         if any(counts.class_pixels for counts in self.splits.values()):
             console.print(self._class_table())
-        for title, colour, findings in (("error", "red", self.errors), ("warning", "yellow", self.warnings)):
-            shown: Counter[str] = Counter()
-            totals = Counter(finding.kind for finding in findings)
-            for finding in findings:
-                shown[finding.kind] += 1
-                if shown[finding.kind] <= _SHOWN_PER_KIND:
-                    line = f"[{colour}]{title}[/] {finding.kind}: {escape(finding.path)}: {escape(finding.detail)}"
-                    console.print(line, soft_wrap=True, highlight=False)
-                elif shown[finding.kind] == totals[finding.kind]:
-                    rest = totals[finding.kind] - _SHOWN_PER_KIND
-                    console.print(f"[{colour}]{title}[/] {finding.kind}: and {rest} more")
+        print_findings(console, "error", "red", self.errors)
+        print_findings(console, "warning", "yellow", self.warnings)
         verdict = "[green]no errors[/]" if self.ok else f"[red]{len(self.errors)} errors[/]"
         console.print(f"{verdict}, {len(self.warnings)} warnings in {escape(self.root)}", soft_wrap=True)
 
@@ -128,7 +113,7 @@ class VerifyReport:
         totals = {split: max(1, sum(c.class_pixels.values()) + c.void_pixels) for split, c in labelled.items()}
         for name in next(iter(labelled.values())).class_pixels:
             shares = (f"{c.class_pixels[name] / totals[s]:.2%} ({c.class_videos[name]})" for s, c in labelled.items())
-            table.add_row(escape(_shown(name)), *shares)
+            table.add_row(escape(shown(name)), *shares)
         table.add_row("(void)", *(f"{c.void_pixels / totals[split]:.2%}" for split, c in labelled.items()))
         return table
 
@@ -146,7 +131,7 @@ def verify_dataset(
     frame without its mask (in a split with masks), a mask of another size than its frame, masks that hold no indices,
     labelled videos whose frames change size, unreadable files. Warnings: masks without a frame, folders in no list,
     mask values outside the class list (training ignores them), unlabelled videos whose frames change size, and counts
-    that are not the official ones of VSPW.
+    that are not the official ones of VSPW. Of a packed data set the checksums are compared (see `verify_parquet`).
 
     Args:
         root: the data set folder.
@@ -158,24 +143,46 @@ def verify_dataset(
         The report. Damage is never raised.
     """
     root = Path(root)
-    report = VerifyReport(root=_shown(root))
+    report = VerifyReport(root=shown(root))
+    if (root / INDEX_FILE).is_file():
+        return _verify_packed(root, report, progress)
     classes = _read_classes(root, report)
     lists = _read_lists(root, splits, report)
     tasks = [(split, name) for split, names in lists.items() for name in names]
-    per_video: dict[tuple[str, str], _VideoCheck] = {}
-    bar = Progress(
-        TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TextColumn("videos"), TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True, disable=not progress,
-    )  # fmt: skip
-    with bar, ThreadPoolExecutor(max_workers or os.cpu_count()) as pool:
-        jobs = {pool.submit(_check_video, root / "data" / name, classes): (split, name) for split, name in tasks}
-        for job in bar.track(as_completed(jobs), total=len(jobs)):
-            per_video[jobs[job]] = job.result()
+    folders = [root / "data" / name for _, name in tasks]
+    checks = in_threads(lambda folder: _check_video(folder, classes), folders, max_workers, "checking", progress)
+    per_video = dict(zip(tasks, checks, strict=True))
     for split, names in lists.items():
         report.splits[split] = _gather(split, [per_video[split, name] for name in names], classes, report)
     if classes is VSPW:
         _compare_official(report)
     return report
+
+
+def in_threads(
+    function: Callable[[_Item], _Result],
+    items: Sequence[_Item],
+    max_workers: int | None,
+    title: str,
+    progress: bool = True,
+) -> list[_Result]:
+    """The results of a function for each video, in order, with a bar on stderr.
+
+    When one call raises, also by Ctrl-C, those that have not begun are given up.
+    """
+    bar = Progress(
+        TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("videos"), TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True, disable=not progress,
+    )  # fmt: skip
+    with bar, ThreadPoolExecutor(max_workers or os.cpu_count()) as pool:
+        jobs = [pool.submit(function, item) for item in items]
+        try:
+            for job in bar.track(as_completed(jobs), total=len(jobs)):
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [job.result() for job in jobs]
 
 
 # --- lists
@@ -185,7 +192,7 @@ def _read_classes(root: Path, report: VerifyReport) -> ClassList | None:
     try:
         classes = ClassList.from_root(root)
     except (OSError, ValueError) as error:
-        report.errors.append(Finding("class_list", _shown(root / LABEL_FILE), _message(error)))
+        report.errors.append(Finding.of("class_list", root / LABEL_FILE, error))
         return None
     report.class_list = "VSPW" if classes is VSPW else f"{classes.num_labels} classes"
     return classes
@@ -197,19 +204,19 @@ def _read_lists(root: Path, splits: Sequence[str] | None, report: VerifyReport) 
     wanted = list(dict.fromkeys(splits)) if splits is not None else present
     if not wanted:
         found = "has none of train.txt, val.txt, test.txt" if os.path.isdir(root) else "is no folder"
-        report.errors.append(Finding("split_file", _shown(root), found))
+        report.errors.append(Finding.of("split_file", root, found))
     lists: dict[str, list[str]] = {}
     for split in dict.fromkeys([*wanted, *present]):
         try:
             names = lists[split] = read_split(root, split, unique=False)
         except (OSError, ValueError) as error:
             if split in wanted:
-                report.errors.append(Finding("split_file", _shown(root / f"{split}.txt"), _message(error)))
+                report.errors.append(Finding.of("split_file", root / f"{split}.txt", error))
             continue
         for name, count in Counter(names).items():
             if count > 1 and split in wanted:
-                detail = _shown(f"lists {name!r} {count} times")
-                report.errors.append(Finding("doubled_video", _shown(root / f"{split}.txt"), detail))
+                detail = f"lists {name!r} {count} times"
+                report.errors.append(Finding.of("doubled_video", root / f"{split}.txt", detail))
         lists[split] = list(dict.fromkeys(names))
     _compare_lists(root, lists, wanted, report)
     return {split: lists[split] for split in wanted if split in lists}
@@ -223,15 +230,15 @@ def _compare_lists(root: Path, lists: dict[str, list[str]], wanted: list[str], r
     for name, found_in in homes.items():
         if len(found_in) > 1 and set(found_in) & set(wanted):
             detail = f"listed in {', '.join(found_in)}; scores on one split would be of videos seen in another"
-            report.errors.append(Finding("video_in_several_splits", _shown(root / "data" / name), detail))
+            report.errors.append(Finding.of("video_in_several_splits", root / "data" / name, detail))
     try:
         folders = sorted(entry.name for entry in os.scandir(root / "data") if not entry.name.startswith("."))
     except OSError as error:
-        report.errors.append(Finding("data_folder", _shown(root / "data"), _message(error)))
+        report.errors.append(Finding.of("data_folder", root / "data", error))
         folders = []
     for name in folders:
         if name not in homes:
-            report.warnings.append(Finding("unlisted_video", _shown(root / "data" / name), "in no split's list"))
+            report.warnings.append(Finding.of("unlisted_video", root / "data" / name, "in no split's list"))
 
 
 # --- one video
@@ -250,11 +257,11 @@ class _VideoCheck:
     errors: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
 
-    def error(self, kind: str, path: Path, detail: str) -> None:
-        self.errors.append(Finding(kind, _shown(path), detail))
+    def error(self, kind: str, path: Path, detail: str | Exception) -> None:
+        self.errors.append(Finding.of(kind, path, detail))
 
-    def warn(self, kind: str, path: Path, detail: str) -> None:
-        self.warnings.append(Finding(kind, _shown(path), detail))
+    def warn(self, kind: str, path: Path, detail: str | Exception) -> None:
+        self.warnings.append(Finding.of(kind, path, detail))
 
 
 def _check_video(folder: Path, classes: ClassList | None) -> _VideoCheck:
@@ -266,7 +273,7 @@ def _check_video(folder: Path, classes: ClassList | None) -> _VideoCheck:
         frames = list_images(folder / "origin", IMAGE_SUFFIXES)
         masks = list_images(folder / "mask", (".png",))
     except (OSError, ValueError) as error:
-        check.error("unreadable_folder", folder, _message(error))
+        check.error("unreadable_folder", folder, error)
         return check
     if not frames:
         check.error("empty_video", folder / "origin", "holds no frames")
@@ -294,15 +301,20 @@ def _check_video(folder: Path, classes: ClassList | None) -> _VideoCheck:
 def _check_frame(check: _VideoCheck, path: Path) -> tuple[int, int] | None:
     """Decodes a frame and returns (width, height), or None when that failed."""
     try:
-        with open_image(path) as image:
-            size = image.size
-            check_frame_mode(path, image)
-            image.draft("L", (1, 1))  # JPEG: all data is still parsed, but an eighth of the height and width is made
-            with naming_damage(path):
-                image.load()
+        return intact_size(path)
     except Exception as error:  # PIL has no common error for damaged files, and this check must go on
-        check.error(_kind_of(path, error), path, _message(error))
+        check.error(_kind_of(path, error), path, error)
         return None
+
+
+def intact_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a frame, all of whose data can be decoded; an error otherwise."""
+    with open_image(path) as image:
+        size = image.size
+        check_frame_mode(path, image)
+        image.draft("L", (1, 1))  # JPEG: all data is still parsed, but an eighth of the height and width is made
+        with naming_damage(path):
+            image.load()
     return size
 
 
@@ -310,7 +322,7 @@ def _check_mask(check: _VideoCheck, path: Path, frame_size: tuple[int, int] | No
     try:
         mask = open_mask(path)
     except Exception as error:  # as above
-        check.error(_kind_of(path, error), path, _message(error))
+        check.error(_kind_of(path, error), path, error)
         return
     if frame_size and mask.size != frame_size:
         detail = f"{mask.size[0]}x{mask.size[1]} pixels, its frame has {frame_size[0]}x{frame_size[1]}"
@@ -336,6 +348,17 @@ def _kind_of(path: Path, error: Exception) -> str:
 # --- the report
 
 
+def _verify_packed(root: Path, report: VerifyReport, progress: bool) -> VerifyReport:
+    """The checksums of a Parquet folder, and the counts that its index states."""
+    report.errors = verify_parquet(root, progress=progress)
+    if not any(finding.kind in ("bad_index", "no_class_list") for finding in report.errors):
+        classes = ClassList.from_root(root)
+        report.class_list = "VSPW" if classes is VSPW else f"{classes.num_labels} classes"
+        for split, stated in read_index(root)["splits"].items():
+            report.splits[split] = SplitCounts(stated["videos"], stated["frames"], stated["masks"])
+    return report
+
+
 def _gather(split: str, checks: list[_VideoCheck], classes: ClassList | None, report: VerifyReport) -> SplitCounts:
     labelled = sum(check.has_masks for check in checks)
     counts = SplitCounts(len(checks), sum(c.frames for c in checks), sum(c.masks for c in checks))
@@ -346,10 +369,10 @@ def _gather(split: str, checks: list[_VideoCheck], classes: ClassList | None, re
             continue  # a split without masks, such as test
         if not check.has_masks and check.frames:
             detail = f"no masks, while {labelled} of {len(checks)} videos of {split!r} have them"
-            report.errors.append(Finding("video_without_masks", _shown(check.folder / "mask"), detail))
+            report.errors.append(Finding.of("video_without_masks", check.folder / "mask", detail))
         elif check.frames:
             without = check.frames_without_mask
-            report.errors += [Finding("frame_without_mask", _shown(path), "has no mask") for path in without]
+            report.errors += [Finding.of("frame_without_mask", path, "has no mask") for path in without]
     if labelled and classes is not None:
         histograms = np.stack([check.histogram for check in checks])  # (videos, 256)
         ids = list(classes.disk_ids)
@@ -371,13 +394,3 @@ def _compare_official(report: VerifyReport) -> None:
             detail = f"{counts.videos} videos and {counts.frames} frames, officially {videos} and {frames}"
             hint = "; the 480p mirror is known to lack some frames" if counts.frames < frames else ""
             report.warnings.append(Finding("official_counts", split, detail + hint))
-
-
-def _message(error: Exception) -> str:
-    return _shown(str(error) or type(error).__name__)
-
-
-def _shown(text: str | Path) -> str:
-    """Text that any terminal and JSON file takes: undecodable bytes and control characters become escapes."""
-    text = str(text).encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

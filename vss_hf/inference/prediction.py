@@ -54,8 +54,8 @@ def predict(
 ) -> dict[str, Any]:
     """Label a video file, a folder of frames, one image, a camera, or the videos of a split of a VSPW root.
 
-    Ctrl-C ends it after the frame at hand; a second one at once. Then, and when a video is broken, what has been
-    labelled stays, and the overlay video ends there.
+    Ctrl-C or SIGTERM ends it after the frame at hand; a second one at once. Then, and when a video is broken, what
+    has been labelled stays, and the overlay video ends there.
 
     Where torch.distributed runs, all processes must call this, each with the same model and source: they share the
     videos, write into one `out` (which all machines must see), and all get the result of one process. The first one
@@ -73,14 +73,14 @@ def predict(
         overlay_style: "side-by-side" (frame, painted frame, legend), or "painted" (the painted frame alone).
         alpha: strength of the colours in the overlay, 0..1.
         submission: also pack the PNGs into this zip as the VSPW server wants them
-            (`result_submission/<video>/<frame>.png`). Not after Ctrl-C.
+            (`result_submission/<video>/<frame>.png`). Not when it was ended early.
         progress: wraps the frames of each video of the first process (with their number and the video's name), e.g.
             for a progress bar.
 
     Returns:
         {"model": its name, "videos": n, "frames": n, "files": [paths of overlays and archive],
         "class_share": {class name: share of all pixels}, "frames_per_second": reading and writing included,
-        "interrupted": whether Ctrl-C ended it}.
+        "interrupted": whether it was ended early, "stop_signal": by which signal (2 = Ctrl-C), or None}.
 
     Raises:
         FileNotFoundError: `source` does not exist or holds nothing to label.
@@ -99,7 +99,7 @@ def predict(
     counts = torch.zeros(len(segmenter.names), dtype=torch.int64)
     done: dict[int, dict[str, Any]] = {}  # by position, what was written for a video
     began = time.perf_counter()
-    stop = StopRequest([signal.SIGINT])
+    stop = StopRequest([signal.SIGINT, signal.SIGTERM])
     with failing_together(), stop.listening():
         for position in own_share([video.length or 1 for video in sources]):
             if not stop:
@@ -118,13 +118,13 @@ def predict(
                     progress=progress if is_first() else None,
                 )
     seconds = largest(time.perf_counter() - began)
-    interrupted = bool(largest(float(bool(stop))))
+    stop_signal = int(largest(float(stop.signal_number or 0))) or None
     for text in gather_texts(json.dumps(list(done.items()))):
         done.update(json.loads(text))
     in_order = [done[position] for position in sorted(done)]
     written = [out / name for video in in_order for name in video["labels"]]
     files = [out / video["overlay"] for video in in_order if video["overlay"]]
-    if submission is not None and not interrupted:
+    if submission is not None and stop_signal is None:
         with failing_together():
             if is_first():
                 write_submission(written, out, Path(submission))
@@ -141,7 +141,8 @@ def predict(
             if count
         },
         "frames_per_second": len(written) / seconds,
-        "interrupted": interrupted,
+        "interrupted": stop_signal is not None,
+        "stop_signal": stop_signal,
     }
 
 
