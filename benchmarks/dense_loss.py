@@ -1,4 +1,4 @@
-"""Loss and argmax from low-resolution logits: upsampling everything first against row blocks (modeling/dense.py).
+"""Losses and argmax from low-resolution logits: upsampling everything first against row blocks (modeling/dense.py).
 
     python benchmarks/dense_loss.py [--json OUT]
 
@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 
 from vss_hf.modeling.dense import upsampled_argmax, upsampled_cross_entropy  # noqa: E402
+from vss_hf.training.loss_terms import ohem_cross_entropy, weighted_cross_entropy  # noqa: E402
 
 
 def naive_loss(logits, labels):
@@ -49,8 +50,43 @@ def blocks_argmax(logits, labels):
     upsampled_argmax(logits, labels.shape[1:])
 
 
+def naive_ohem(logits, labels, threshold=0.7, min_kept=100_000):
+    """Mean over the hard pixels: as mmsegmentation and others find them, by sorting."""
+    upsampled = F.interpolate(logits, size=labels.shape[1:], mode="bilinear")
+    with torch.no_grad():
+        valid = labels != 255
+        true = upsampled.softmax(1).gather(1, labels.where(valid, 0)[:, None])[:, 0]
+        least = true[valid].sort().values[min(min_kept * len(labels), int(valid.sum())) - 1]
+        hard = valid & (true <= least.clamp(min=threshold))
+    losses = F.cross_entropy(upsampled, labels, ignore_index=255, reduction="none")
+    losses[hard].mean().backward()
+
+
+def blocks_ohem(logits, labels):
+    ohem_cross_entropy(logits, labels, threshold=0.7, min_kept=100_000).backward()
+
+
+def naive_pixel_distribution(logits, labels):
+    weights = torch.linspace(0.1, 10, logits.shape[1])
+    upsampled = F.interpolate(logits, size=labels.shape[1:], mode="bilinear")
+    valid = labels != 255
+    factors = torch.maximum(weights[labels.where(valid, 0)], weights[upsampled.detach().argmax(1)])
+    losses = F.cross_entropy(upsampled, labels, ignore_index=255, reduction="none")
+    ((factors * losses).sum() / valid.sum()).backward()
+
+
+def blocks_pixel_distribution(logits, labels):
+    weights = torch.linspace(0.1, 10, logits.shape[1])
+    weighted_cross_entropy(logits, labels, class_weights=weights, max_with_predicted=True).backward()
+
+
 # operation -> (upsampling everything first, row blocks)
-SIDES = {"loss + gradient": (naive_loss, blocks_loss), "argmax": (naive_argmax, blocks_argmax)}
+SIDES = {
+    "loss + gradient": (naive_loss, blocks_loss),
+    "OHEM": (naive_ohem, blocks_ohem),
+    "pixel-distribution loss": (naive_pixel_distribution, blocks_pixel_distribution),
+    "argmax": (naive_argmax, blocks_argmax),
+}
 
 
 def make_inputs(batch, num_labels, low, high):

@@ -37,8 +37,8 @@ TEMPLATE = Path(__file__).with_name("model_card.md")
 SUMMARY_FIELDS = (
     "preset", "backbone_weights", "init_from", "crop_size", "scale_range", "max_steps", "num_train_epochs",
     "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "backbone_learning_rate",
-    "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "class_weighting", "ema_decay",
-    "bf16", "fp16", "seed",
+    "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "losses", "ema_decay",
+    "swa_start", "swa_every", "swa_learning_rate", "bf16", "fp16", "seed",
 )  # fmt: skip
 # Of what kind the entries are that the card reads, where there are any.
 CONFIG_KINDS = {
@@ -155,14 +155,18 @@ def render_card(
     _check_kinds(trained, RUN_KINDS, folder / "train_results.json")
     recipe = scrub(_read(folder / "training_recipe.yaml") or {})
     flat = _flatten(recipe)
+    stages = _read(folder / "training_stages.json") or {}
+    _check_kinds(stages, dict.fromkeys(stages, dict), folder / "training_stages.json")
 
     is_video_model = "frame_offsets" in config
     name = repo_id or folder.resolve().name
     given_title = title
     title = title or (name.split("/")[-1] if name != "model" else folder.resolve().parent.name)  # <output_dir>/model
-    training_data = trained.get("dataset") or flat.get("data.root")
+    members = _members(folder)
+    averaged_data = list(dict.fromkeys(str(name) for member in members for name in member["trained_on"]))
+    training_data = trained.get("dataset") or flat.get("data.root") or ", ".join(averaged_data)
     training_data = _dataset_label(str(training_data)) if training_data else None
-    known = _known_datasets([training_data, results["dataset"] if results else None])
+    known = _known_datasets([training_data, *averaged_data, results["dataset"] if results else None])
     labels = [str(label) for label in (config.get("id2label") or {}).values()]
     recipe_text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip() if recipe else ""
 
@@ -196,6 +200,7 @@ def render_card(
         training_coverage=_coverage(trained),
         labels=labels,
         training_rows=_training_rows(flat, trained),
+        stage_rows=_stage_rows(stages),
         recipe=recipe_text,
         recipe_fence="`" * max(3, 1 + max((len(run) for run in re.findall("`+", recipe_text)), default=0)),
         results=results,
@@ -243,7 +248,7 @@ def _architecture(config: Mapping[str, Any], folder: Path) -> list[str]:
         sentences.append(f"Each frame is labelled with the help of earlier ones (frame offsets {listed}).")
     count = count_parameters(folder)
     size = f"{count / 1e6:.1f} million parameters ({count:,})." if count else "The folder holds no weights."
-    return [*sentences, size, *_origin(folder)]
+    return [*sentences, size, *_origin(folder), *_averaging(folder)]
 
 
 def _origin(folder: Path) -> list[str]:
@@ -257,6 +262,27 @@ def _origin(folder: Path) -> list[str]:
         f"The weights were converted from `{checkpoint}` ({source}; SHA-256 {digest}); their licence and results are "
         "those of that file's authors."
     ]
+
+
+def _members(folder: Path) -> list[dict[str, Any]]:
+    """The models that `vss-hf average` made this one from; none if it did not."""
+    path = folder / "averaging.json"
+    members = (scrub(_read(path)) or {}).get("members") or []
+    kinds = {"model": str, "weight": (int, float), "trained_on": list}
+    for member in members:
+        if not all(isinstance(member.get(key), kind) for key, kind in kinds.items()):
+            raise ValueError(f"{path}: a member is {str(member)[:80]}, expected {', '.join(kinds)}")
+    return members
+
+
+def _averaging(folder: Path) -> list[str]:
+    """A sentence about the members of an average."""
+    if not (members := _members(folder)):
+        return []
+    equal = len({member["weight"] for member in members}) == 1
+    names = [f"`{cell(m['model'])}`" + ("" if equal else f" (weight {m['weight']:g})") for m in members]
+    sentence = f"The weights are the mean of those of {len(members)} models: {', '.join(names)}."
+    return [f"{sentence} Only an evaluation of this model itself counts, no result of theirs."]
 
 
 def _strides(config: Mapping[str, Any]) -> list[int]:
@@ -329,6 +355,19 @@ def _training_rows(flat: Mapping[str, Any], trained: Mapping[str, Any]) -> list[
         rows.append(("duration", _duration(seconds)))
     if (loss := _number(trained.get("train_loss"))) is not None:
         rows.append(("mean training loss", f"{loss:.4f}"))
+    return rows
+
+
+def _stage_rows(stages: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Of every stage: name, model that it began with, steps, mIoU."""
+    rows = []
+    for name, told in stages.items():
+        flat = _flatten(told.get("recipe") or {})
+        start = flat.get("model.init_from") or flat.get("model.preset") or "a new model"
+        result_of = [f"the result of {earlier}" for earlier in stages if str(start).endswith(f"{earlier}/model")]
+        start = result_of[0] if result_of else scrub(start)
+        value = _number(told.get("mean_iou"))
+        rows.append((name, start, told.get("steps", "–"), "–" if value is None else f"{value:.4f}"))
     return rows
 
 

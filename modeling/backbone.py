@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import drop_path
 from torch import nn
 from transformers import AutoBackbone, PreTrainedConfig
 
@@ -44,15 +45,42 @@ class StartsFromBackbone:
 def build_backbone(config: PreTrainedConfig) -> Backbone:
     """A backbone with new weights: `.channels` tells the width of each map, its output has `.feature_maps`.
 
+    Stochastic depth (Huang et al. 2016) is the field `drop_path_rate` of every backbone that has it: Swin, Video Swin,
+    ConvNeXt, MiT, InternImage, VOLO, and timm's where timm's model has it. In training the branches of a block are
+    skipped, for each sample by itself, with a probability that grows linearly from 0 in the first block to this rate
+    in the last. ResNet and HRNet have none: nobody trains them with it for segmentation.
+
     Args:
         config: the backbone's configuration, with `out_features` or `out_indices` set.
     """
-    backbone = AutoBackbone.from_config(config)
-    if hasattr(backbone, "swin"):
-        # SwinBackbone normalises each map by itself and never uses the encoder's last norm: DistributedDataParallel
-        # would wait for its gradient for ever. (Frozen it would thaw again in from_pretrained.)
-        backbone.swin.layernorm = nn.Identity()
+    rate = getattr(config, "drop_path_rate", None) if config.model_type == "timm_backbone" else None
+    # transformers does not hand it on to timm.
+    backbone = AutoBackbone.from_config(config, **({} if rate is None else {"drop_path_rate": rate}))
+    finish_swin(backbone)
     return backbone
+
+
+def finish_swin(backbone: Backbone) -> None:
+    """Make of transformers' Swin, MaskFormer's own too, what its authors train; no other backbone changes."""
+    of_maskformer = backbone.config.model_type == "maskformer-swin"
+    if not of_maskformer and backbone.config.model_type != "swin":
+        return
+    swin = backbone.model if of_maskformer else backbone.swin
+    # Each map has a norm of its own, and the encoder's last one is never used: DistributedDataParallel would wait for
+    # its gradient for ever. (Frozen it would thaw again in from_pretrained.)
+    swin.layernorm = nn.Identity()
+    for stage in swin.encoder.layers:
+        for block in stage.blocks:
+            rate = getattr(block.drop_path, "drop_prob", 0.0)
+            if rate:  # transformers skips the attention only; Swin's authors skip the perceptron with the same rate
+                branch = block.output if of_maskformer else block.mlp
+                branch.drop_path_rate = rate
+                branch.register_forward_hook(skip_for_some)
+
+
+def skip_for_some(branch: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """A hook: in training, 0 in place of a branch's output for some samples (a function, so that copies keep it)."""
+    return drop_path(output, branch.drop_path_rate, branch.training)  # pyright: ignore[reportArgumentType]
 
 
 def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:

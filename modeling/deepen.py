@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from transformers import SwinBackbone
 
+from .backbone import finish_swin
+
 
 Model = Any  # a SwinBackbone or a model that holds one; nn.Module tells a type checker too little about its parts
 FILLS = ("identity", "copy_last_pair", "random")
@@ -52,8 +54,8 @@ def deepen_swin(model: Model, depths: Sequence[int], fill: str = "identity") -> 
         deeper = type(model)(config).to(dtype=model.dtype).train(model.training)
 
     old_swin, new_swin = swin_of(model).swin, swin_of(deeper).swin
-    if isinstance(old_swin.layernorm, nn.Identity):  # a norm that backbones never use, taken out by `build_backbone`
-        new_swin.layernorm = nn.Identity()
+    if isinstance(old_swin.layernorm, nn.Identity) and not isinstance(new_swin.layernorm, nn.Identity):
+        finish_swin(deeper)  # as `build_backbone` did with the old one
     left = deeper.load_state_dict(model.state_dict(), strict=False)  # what is missing are the new blocks
     assert not left.unexpected_keys
     if fill != "random":

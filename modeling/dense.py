@@ -29,8 +29,9 @@ _BLOCK_BYTES_ACCELERATOR = 64 * 2**20
 
 _REDUCTIONS = ("mean", "valid", "sum", "none")
 
-# (probability of the true class, predicted class, label), each (rows, W) -> weights (rows, W)
-PixelWeightFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+# (probability of the true class, predicted class, label), each (rows, W) -> weights (rows, W), of value and gradient
+# alike or (of the value, of the gradient)
+PixelWeightFunction = Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
 
 
 # --- bilinear upsampling in blocks of rows
@@ -150,7 +151,8 @@ def upsampled_cross_entropy(
             (rows, W): the probability of the true class, the class with the highest logit, and the true class
             (int64; 0 on ignored pixels, whose weight is 0 whatever the function returns).
             Weights are constants: the gradient is Σ weight · ∂cross_entropy, also where the weight depends on the
-            prediction.
+            prediction. A function whose weight does not count as one, such as focal loss's (1 - p)^2, returns a pair:
+            the weights, and the derivatives of weight · cross_entropy by the cross entropy.
         align_corners: As in `F.interpolate`.
         reduction: With ce the cross entropy and c = class_weights[label] (or 1) of the pixels that are not ignored:
             "mean": Σ c·weight·ce / Σ c, as torch does, pixel weights not in the denominator;
@@ -194,7 +196,7 @@ class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, *arguments: Any) -> Tensor:
         *settings, with_gradient = arguments
-        losses, weights, gradient = _cross_entropy_blocks(logits, *settings, with_gradient=with_gradient)
+        losses, weights, _, gradient = _cross_entropy_blocks(logits, *settings, with_gradient=with_gradient)
         if gradient is not None:
             ctx.save_for_backward(gradient)
         ctx.logits_dtype = logits.dtype
@@ -213,18 +215,18 @@ class _CrossEntropyMap(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, *arguments: Any) -> Tensor:
-        losses, weights, _ = _cross_entropy_blocks(logits, *arguments, with_gradient=False)
+        losses, weights, slopes, _ = _cross_entropy_blocks(logits, *arguments, with_gradient=False)
         labels, ctx.ignore_index, _, _, ctx.align_corners = arguments
-        ctx.save_for_backward(logits, labels, weights)
+        ctx.save_for_backward(logits, labels, slopes)
         return losses * weights
 
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
-        logits, labels, weights = ctx.saved_tensors
-        weights = weights * output_gradient  # class weights are in there already
+        logits, labels, slopes = ctx.saved_tensors
+        weights = slopes * output_gradient  # class weights are in there already
         settings = (labels, ctx.ignore_index, None, weights, ctx.align_corners)
-        _, _, gradient = _cross_entropy_blocks(logits, *settings, with_gradient=True)
+        *_, gradient = _cross_entropy_blocks(logits, *settings, with_gradient=True)
         assert gradient is not None
         return gradient.to(logits.dtype), *(None,) * 5
 
@@ -232,7 +234,7 @@ class _CrossEntropyMap(torch.autograd.Function):
 def _refuse_second_derivative() -> None:
     # Autograd's own once_differentiable lets a loss on the gradient pass when the incoming gradient is a constant.
     if torch.is_grad_enabled():
-        raise RuntimeError("upsampled_cross_entropy has no second derivative: backward with create_graph=False")
+        raise RuntimeError("losses of upsampled logits have no second derivative: backward with create_graph=False")
 
 
 def _cross_entropy_blocks(
@@ -244,12 +246,16 @@ def _cross_entropy_blocks(
     align_corners: bool,
     *,
     with_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cross entropy (B, H, W), its weights (B, H, W), and the gradient (B, K, h, w) of Σ weights · cross entropy."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Cross entropy (B, H, W), its weights (B, H, W), and the gradient (B, K, h, w) of Σ weights · cross entropy.
+
+    Before the gradient the slopes (B, H, W) that it is made of: Σ slopes · ∂cross entropy. The very tensor of the
+    weights, unless a function of weights gives them by themselves.
+    """
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     height, width = labels.shape[1:]
     losses = torch.empty(labels.shape, dtype=dtype, device=logits.device)
-    weights = torch.empty_like(losses)
+    slopes = weights = torch.empty_like(losses)
     gradient = torch.zeros(logits.shape, dtype=dtype, device=logits.device) if with_gradient else None
     if class_weights is not None:
         class_weights = class_weights.to(logits.device, dtype)
@@ -274,23 +280,28 @@ def _cross_entropy_blocks(
                 total = z.sum(dim=1)  # (rows, W)
                 loss = (total.log2() - true_z) * math.log(2)
 
-                weight = valid.to(dtype)
+                slope = weight = valid.to(dtype)
                 if class_weights is not None:
-                    weight = weight * class_weights[label]
+                    slope = weight = weight * class_weights[label]
                 if callable(pixel_weights):
                     factor = pixel_weights(loss.neg().exp(), predicted, label)
-                    weight = torch.where(valid, weight * factor, 0).to(dtype)
+                    of_value, of_gradient = factor if isinstance(factor, tuple) else (factor, factor)
+                    slope = torch.where(valid, weight * of_gradient, 0).to(dtype)
+                    weight = torch.where(valid, weight * of_value, 0).to(dtype)
+                    if of_gradient is not of_value and slopes is weights:
+                        slopes = torch.empty_like(weights)
                 elif pixel_weights is not None:
-                    weight = torch.where(valid, weight * pixel_weights[here], 0).to(dtype)
+                    slope = weight = torch.where(valid, weight * pixel_weights[here], 0).to(dtype)
                 losses[here] = loss
                 weights[here] = weight
+                slopes[here] = slope
 
                 if gradient is not None:
-                    # weight · (softmax - one hot)
-                    z *= (weight / total)[:, None]
-                    z.scatter_add_(1, label[:, None], -weight[:, None])
+                    # slope · (softmax - one hot)
+                    z *= (slope / total)[:, None]
+                    z.scatter_add_(1, label[:, None], -slope[:, None])
                     gradient[index, :, block.span] += block.pull_back(z).transpose(0, 1)
-    return losses, weights, gradient
+    return losses, weights, slopes, gradient
 
 
 # --- predictions

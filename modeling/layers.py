@@ -5,6 +5,9 @@ from torch import nn
 from torch.nn import functional as F
 
 
+SHORTEST = 1e-3  # length of a vector in a cosine at least; its inverse bounds the gradient of features that are all 0
+
+
 class BatchNorm2d(nn.BatchNorm2d):
     """BatchNorm that trains on a single value per channel, too: a globally pooled map, or a 1x1 map of a small image.
 
@@ -62,6 +65,39 @@ class SeparableConvNormAct(nn.Sequential):
         )
 
 
+class PixelClassifier(nn.Conv2d):
+    """The last layer of a head: a 1x1 convolution, or the cosine between a pixel's features and each class's weight.
+
+    With a cosine, logit_y = scale * <w_y, f> / (|w_y| |f|), without bias: neither a class whose weight has grown long
+    nor a pixel with large features stands out by that (Zhuang et al., "5th Place Solution for VSPW 2021", eq. 2).
+    The weight has the same name and shape either way.
+
+    Args:
+        in_channels: channels read.
+        num_labels: classes.
+        cosine_scale: factor of the cosines, above 0; None for a plain convolution with a bias.
+        dropout: probability of dropping a channel in training; for heads that have no dropout layer themselves.
+    """
+
+    def __init__(self, in_channels: int, num_labels: int, cosine_scale: float | None = None, dropout: float = 0.0):
+        super().__init__(in_channels, num_labels, kernel_size=1, bias=cosine_scale is None)
+        self.cosine_scale = cosine_scale
+        self.dropout = dropout
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.dropout:
+            input = F.dropout2d(input, self.dropout, self.training)
+        if self.cosine_scale is None:
+            return super().forward(input)
+        # The products in the model's precision, the lengths in fp32. Dividing products by them instead of features
+        # saves a second map of all channels.
+        precise = torch.promote_types(self.weight.dtype, torch.float32)
+        weight = F.normalize(self.weight.to(precise), dim=1, eps=SHORTEST)
+        products = F.conv2d(input, weight.to(self.weight.dtype))  # (B, K, h, w)
+        lengths = torch.linalg.vector_norm(input, dim=1, keepdim=True, dtype=precise)  # (B, 1, h, w)
+        return (products * (self.cosine_scale / lengths.clamp(min=SHORTEST))).to(products.dtype)
+
+
 class FCNHead(nn.Module):
     """Convolutions and a classifier on one map (Long et al., "Fully Convolutional Networks", CVPR 2015).
 
@@ -73,6 +109,7 @@ class FCNHead(nn.Module):
         kernel_size: of the convolutions, odd.
         concat_input: one more convolution reads the map beside the output of the others.
         dropout: probability of dropping whole channels before the classifier.
+        cosine_scale: of the classifier, see `PixelClassifier`.
     """
 
     def __init__(
@@ -85,6 +122,7 @@ class FCNHead(nn.Module):
         kernel_size: int = 3,
         concat_input: bool = False,
         dropout: float = 0.1,
+        cosine_scale: float | None = None,
     ):
         super().__init__()
         widths = [in_channels] + [channels] * num_convs
@@ -93,7 +131,7 @@ class FCNHead(nn.Module):
         )
         self.merge = ConvNormAct(in_channels + channels, channels, kernel_size) if concat_input else None
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(channels, num_labels, 1)
+        self.classifier = PixelClassifier(channels, num_labels, cosine_scale)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         output = self.convs(features)  # (B, channels, h, w)

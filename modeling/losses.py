@@ -19,7 +19,6 @@ def mean_cross_entropy(
     ignore_index: int = 255,
     align_corners: bool = False,
     num_items_in_batch: torch.Tensor | int | None = None,
-    class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross entropy of one head, the mean over labelled pixels.
 
@@ -31,13 +30,11 @@ def mean_cross_entropy(
         num_items_in_batch: labelled pixels of the whole optimisation step (all micro-batches and ranks). When given
             the loss is sum / num_items_in_batch, so that gradient accumulation and several processes give the gradient
             of one big batch; otherwise the mean over this batch.
-        class_weights: (num_labels,) weight of each class. A batch's own mean divides by the sum of its pixels'
-            weights, as torch does.
 
     Returns:
         Scalar, fp32; 0 when nothing is labelled.
     """
-    settings: Any = dict(ignore_index=ignore_index, align_corners=align_corners, class_weights=class_weights)
+    settings: Any = dict(ignore_index=ignore_index, align_corners=align_corners)
     if num_items_in_batch is None:
         return upsampled_cross_entropy(logits, labels, **settings)
     total = upsampled_cross_entropy(logits, labels, **settings, reduction="sum")

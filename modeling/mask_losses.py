@@ -44,6 +44,7 @@ class MatchedLosses:
     num_labels: int
     eos_coef: float
     training: bool
+    class_bias: Tensor | None = None  # (K + 1,), set for a run with logit adjustment; part of no checkpoint
 
     def forward(
         self,
@@ -127,6 +128,8 @@ class MatchedLosses:
 
     def loss_labels(self, classes: Tensor, class_labels: list[Tensor], pairs: Pairs) -> dict[str, Tensor]:
         """Cross entropy over all queries; those without a mask should say "no object", with a smaller weight."""
+        if self.class_bias is not None and self.training:
+            classes = classes + self.class_bias.to(classes)
         target = torch.full(classes.shape[:2], self.num_labels, device=classes.device)
         for i, (queries, matched) in enumerate(pairs):
             target[i, queries] = class_labels[i][matched]

@@ -127,7 +127,13 @@ class BiSeNetForSemanticSegmentation(SegmenterModel):
         self.spatial_path = SpatialPath(config.spatial_channels)
         self.context_path = ContextPath((fine, coarse), width)
         self.fusion = FeatureFusion(config.spatial_channels[-1] + width, config.fusion_channels)
-        self.decode_head = FCNHead(config.fusion_channels, config.channels, config.num_labels, dropout=dropout)
+        self.decode_head = FCNHead(
+            config.fusion_channels,
+            config.channels,
+            config.num_labels,
+            dropout=dropout,
+            cosine_scale=config.cosine_scale,
+        )
         self.auxiliary_heads = nn.ModuleList(
             FCNHead(width, config.auxiliary_channels, config.num_labels, dropout=dropout)
             for _ in range(2 if config.use_auxiliary_heads else 0)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .configuration_deeplabv3 import DeepLabV3Config
-from .layers import ConvNormAct
+from .layers import ConvNormAct, PixelClassifier
 from .modeling_auxiliary import AuxiliarySegmenterModel
 
 
@@ -27,7 +27,7 @@ class ASPPHead(nn.Module):
         self.merge = ConvNormAct((1 + len(config.dilations)) * width, width, 3)
         self.dropout = nn.Dropout2d(config.classifier_dropout)
         assert config.num_labels is not None  # id2label has a default
-        self.classifier = nn.Conv2d(width, config.num_labels, 1)
+        self.classifier = PixelClassifier(width, config.num_labels, config.cosine_scale)
 
     def forward(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         features = feature_maps[self.in_index]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .configuration_deeplabv3plus import DeepLabV3PlusConfig
-from .layers import ConvNormAct, SeparableConvNormAct, resize
+from .layers import ConvNormAct, PixelClassifier, SeparableConvNormAct, resize
 from .modeling_auxiliary import AuxiliarySegmenterModel
 
 
@@ -39,7 +39,7 @@ class SeparableASPPHead(nn.Module):
         )
         self.dropout = nn.Dropout2d(config.classifier_dropout)
         assert config.num_labels is not None  # id2label has a default
-        self.classifier = nn.Conv2d(width, config.num_labels, 1)
+        self.classifier = PixelClassifier(width, config.num_labels, config.cosine_scale)
 
     def forward(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         features = feature_maps[self.in_index]

@@ -25,6 +25,7 @@ class FCNDecodeHead(FCNHead):
             kernel_size=config.kernel_size,
             concat_input=config.concat_input,
             dropout=config.classifier_dropout,
+            cosine_scale=config.cosine_scale,
         )
         self.in_indices = config.in_indices
         self.align_corners = config.align_corners

@@ -27,6 +27,7 @@ from transformers.models.mask2former.modeling_mask2former import (
 )
 from transformers.utils.generic import maybe_autocast
 
+from .backbone import finish_swin
 from .configuration_mask2former import VSSMask2FormerConfig
 from .mask_classification import MaskClassifier
 from .mask_losses import Mask2FormerCriterion
@@ -91,8 +92,7 @@ class Mask2FormerForSemanticSegmentation(MaskClassifier, Mask2FormerForUniversal
             decoder.level_embed = nn.Parameter(decoder.level_embed.to("meta"))
         for layer in decoder.encoder.layers:
             layer.self_attn.__class__ = DeformableAttention  # another forward; the initial weights stay
-        if config.backbone_config.model_type == "swin":
-            self.backbone.swin.layernorm = nn.Identity()
+        finish_swin(self.backbone)
         self.post_init()
 
     def forward(

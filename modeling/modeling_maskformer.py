@@ -18,11 +18,12 @@ unchanged. What differs from it, and why:
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import MaskFormerForInstanceSegmentation
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.models.maskformer.modeling_maskformer import MaskFormerForInstanceSegmentationOutput
 
+from .backbone import finish_swin
 from .configuration_maskformer import VSSMaskFormerConfig
 from .mask_classification import MaskClassifier
 from .mask_losses import MaskFormerCriterion
@@ -52,8 +53,7 @@ class MaskFormerForSemanticSegmentation(MaskClassifier, MaskFormerForInstanceSeg
         self.criterion = MaskFormerCriterion(
             config.num_labels, self.matcher, self.weight_dict, eos_coef=config.no_object_weight
         )
-        if config.backbone_config.model_type == "maskformer-swin":
-            self.backbone.model.layernorm = nn.Identity()
+        finish_swin(self.backbone)
         self.post_init()
 
     def forward(

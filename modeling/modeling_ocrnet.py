@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_ocrnet import OCRNetConfig
-from .layers import ConvNormAct, FCNHead, resize_concat
+from .layers import ConvNormAct, FCNHead, PixelClassifier, resize_concat
 from .modeling_segmenter import SegmenterModel
 from .necks import UNetNeck
 
@@ -62,7 +62,7 @@ class OCRHead(nn.Module):
         self.attention = ObjectAttention(config.channels, config.ocr_channels)
         self.dropout = nn.Dropout2d(config.classifier_dropout)
         assert config.num_labels is not None  # id2label has a default
-        self.classifier = nn.Conv2d(config.channels, config.num_labels, 1)
+        self.classifier = PixelClassifier(config.channels, config.num_labels, config.cosine_scale)
 
     def forward(self, features: torch.Tensor, coarse_logits: torch.Tensor) -> torch.Tensor:
         pixels = self.pixel_conv(features)  # (B, C, h, w)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .configuration_pspnet import PSPNetConfig
-from .layers import ConvNormAct, resize_concat
+from .layers import ConvNormAct, PixelClassifier, resize_concat
 from .modeling_auxiliary import AuxiliarySegmenterModel
 
 
@@ -31,7 +31,7 @@ class PSPHead(nn.Module):
         self.merge = ConvNormAct(in_channels + len(config.pool_scales) * width, width, 3)
         self.dropout = nn.Dropout2d(config.classifier_dropout)
         assert config.num_labels is not None  # id2label has a default
-        self.classifier = nn.Conv2d(width, config.num_labels, 1)
+        self.classifier = PixelClassifier(width, config.num_labels, config.cosine_scale)
 
     def forward(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         features = feature_maps[self.in_index]

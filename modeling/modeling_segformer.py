@@ -6,7 +6,7 @@ from transformers import SegformerModel, SegformerPreTrainedModel
 
 from .configuration_segformer import MiTConfig, SegFormerConfig
 from .feature_maps import FeatureMaps
-from .layers import ConvNormAct, resize_concat
+from .layers import ConvNormAct, PixelClassifier, resize_concat
 from .modeling_segmenter import SegmenterModel
 
 
@@ -52,7 +52,7 @@ class SegFormerHead(nn.Module):
         self.merge = ConvNormAct(len(config.in_indices) * config.channels, config.channels)
         self.dropout = nn.Dropout2d(config.classifier_dropout)
         assert config.num_labels is not None  # id2label has a default
-        self.classifier = nn.Conv2d(config.channels, config.num_labels, 1)
+        self.classifier = PixelClassifier(config.channels, config.num_labels, config.cosine_scale)
 
     def forward(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         maps = [conv(feature_maps[index]) for conv, index in zip(self.convs, self.in_indices, strict=True)]

@@ -9,6 +9,7 @@ from transformers import initialization as init
 
 from .backbone import Backbone, StartsFromBackbone, build_backbone
 from .configuration_segmenter import SegmenterConfig
+from .layers import PixelClassifier
 from .losses import dense_segmentation_loss
 from .outputs import SemanticSegmenterOutput
 
@@ -36,6 +37,9 @@ class SegmenterModel(StartsFromBackbone, PreTrainedModel):
         super().__init__(config)
         assert isinstance(config.backbone_config, PreTrainedConfig)  # since the configuration's __post_init__
         self.backbone: Backbone = build_backbone(config.backbone_config)
+        if config.cosine_scale is not None:  # a plain model's weights go on with a cosine, which has no bias
+            ignored = self._keys_to_ignore_on_load_unexpected or ()
+            self._keys_to_ignore_on_load_unexpected = {*ignored, r"^decode_head\.classifier\.bias$"}
 
     def encode(self, pixel_values: torch.Tensor, **wanted: bool) -> Any:
         """What `decode` reads: the backbone's maps; an architecture may add some.
@@ -134,10 +138,11 @@ class SegmenterModel(StartsFromBackbone, PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         """The heads only: the backbone, a PreTrainedModel, initialises itself."""
         if isinstance(module, nn.Conv2d):
-            if module.bias is None:
+            if module.bias is None and not isinstance(module, PixelClassifier):
                 init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            else:  # the classifiers are the heads' only convolutions with a bias
+            else:  # all that have a bias are classifiers
                 init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             super()._init_weights(module)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from .configuration_semantic_fpn import SemanticFPNConfig
-from .layers import ConvNormAct, resize
+from .layers import ConvNormAct, PixelClassifier, resize
 from .modeling_auxiliary import AuxiliarySegmenterModel
 
 
@@ -86,7 +86,7 @@ class SemanticFPNHead(nn.Module):
         )
         self.dropout = nn.Dropout2d(config.classifier_dropout)
         assert config.num_labels is not None  # id2label has a default
-        self.classifier = nn.Conv2d(config.channels, config.num_labels, 1)
+        self.classifier = PixelClassifier(config.channels, config.num_labels, config.cosine_scale)
 
     def forward(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
         levels = self.pyramid(feature_maps)

@@ -31,12 +31,15 @@ class TemporalContextHead(FCNHead):
         channels: width.
         num_labels: classes.
         dropout: probability of dropping whole channels before the classifier.
+        cosine_scale: of the classifier, see `PixelClassifier`.
     """
 
     convs: Any  # a Sequential of triples, more than its annotation tells
 
-    def __init__(self, in_channels: int, channels: int, num_labels: int, dropout: float):
-        super().__init__(in_channels, channels, num_labels, dropout=dropout)
+    def __init__(
+        self, in_channels: int, channels: int, num_labels: int, dropout: float, cosine_scale: float | None = None
+    ):
+        super().__init__(in_channels, channels, num_labels, dropout=dropout, cosine_scale=cosine_scale)
         self.context_conv = ContextConv(in_channels, channels, 3, padding=1, bias=False)
 
     def forward(self, features: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
@@ -60,7 +63,11 @@ class TBNViTForVideoSemanticSegmentation(ClipSegmenterModel, BiSeNetForSemanticS
         if config.frame_offsets:
             assert config.num_labels is not None  # id2label has a default
             self.decode_head = TemporalContextHead(
-                config.fusion_channels, config.channels, config.num_labels, config.classifier_dropout
+                config.fusion_channels,
+                config.channels,
+                config.num_labels,
+                config.classifier_dropout,
+                config.cosine_scale,
             )
         self.post_init()
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_tmanet import TMANetConfig
-from .layers import ConvNormAct
+from .layers import ConvNormAct, PixelClassifier
 from .modeling_auxiliary import AuxiliarySegmenterModel
 from .modeling_clip import ClipSegmenterModel, FrameFeatures
 
@@ -41,7 +41,7 @@ class TemporalMemoryHead(nn.Module):
         self.memory_value = nn.ModuleList(embedding(in_channels, value) for _ in range(config.num_memory_convs))
         self.merge = ConvNormAct(2 * value, config.channels, 3)
         self.dropout = nn.Dropout2d(config.classifier_dropout)
-        self.classifier = nn.Conv2d(config.channels, config.num_labels, 1)
+        self.classifier = PixelClassifier(config.channels, config.num_labels, config.cosine_scale)
 
     def memorise(self, features: torch.Tensor, place: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """What a frame is remembered by.

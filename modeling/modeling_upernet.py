@@ -13,31 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
 from .configuration_upernet import UperNetConfig
-from .layers import BatchNorm2d
+from .layers import BatchNorm2d, PixelClassifier
 from .modeling_segmenter import SegmenterModel
-
-
-class DroppingClassifier(nn.Conv2d):
-    """A 1x1 convolution that drops whole channels of its input in training.
-
-    One module, because transformers' heads apply theirs under the name `classifier`.
-
-    Args:
-        in_channels: channels read.
-        num_labels: classes.
-        dropout: probability of dropping a channel.
-    """
-
-    def __init__(self, in_channels: int, num_labels: int, dropout: float):
-        super().__init__(in_channels, num_labels, kernel_size=1)
-        self.dropout = dropout
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(F.dropout2d(input, self.dropout, self.training))
 
 
 class UperNetForSemanticSegmentation(SegmenterModel):
@@ -74,16 +54,18 @@ def upernet_heads(config: UperNetConfig, channels: list[int]) -> tuple[UperNetHe
     if config.use_auxiliary_head:
         check_auxiliary_channels(config, channels)
         auxiliary_head = UperNetFCNHead(config, in_channels=channels, in_index=config.auxiliary_in_index)
-    for head in (decode_head, auxiliary_head):
-        if head is not None:
-            adapt_head(head, config)
+    adapt_head(decode_head, config, config.cosine_scale)
+    if auxiliary_head is not None:
+        adapt_head(auxiliary_head, config)
     return decode_head, auxiliary_head
 
 
-def adapt_head(head: Any, config: UperNetConfig) -> None:
-    """Dropout before the classifier, and norms that train on a single value; the tensors keep their names."""
+def adapt_head(head: Any, config: UperNetConfig, cosine_scale: float | None = None) -> None:
+    """Our classifier, with dropout, and norms that train on a single value; the tensors keep their names."""
     assert config.num_labels is not None  # id2label has a default
-    head.classifier = DroppingClassifier(head.channels, config.num_labels, config.classifier_dropout)
+    head.classifier = PixelClassifier(
+        head.channels, config.num_labels, cosine_scale, dropout=config.classifier_dropout
+    )
     for module in list(head.modules()):
         if isinstance(getattr(module, "batch_norm", None), nn.BatchNorm2d):
             module.batch_norm = BatchNorm2d(module.batch_norm.num_features)

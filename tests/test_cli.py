@@ -78,7 +78,8 @@ def run(*arguments) -> None:
 
 
 def test_evaluate_and_score_of_predictions_agree(model_folder, data, tmp_path):
-    run("evaluate", model_folder, "--data", data, "--json", tmp_path / "a.json", "--num-workers", "0")
+    words = ("--confusion", tmp_path / "confusion.json", "--num-workers", "0")
+    run("evaluate", model_folder, "--data", data, "--json", tmp_path / "a.json", *words)
     run("predict", model_folder, data, "--split", "val", "--out", tmp_path / "p", "--submission", tmp_path / "s.zip")
     run("score", "--predictions", tmp_path / "p", "--data", data, "--json", tmp_path / "b.json")
     evaluated, scored = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
@@ -86,6 +87,10 @@ def test_evaluate_and_score_of_predictions_agree(model_folder, data, tmp_path):
     assert scored["mean_iou"] == pytest.approx(evaluated["mean_iou"], abs=2e-3)
     assert (evaluated["videos"], evaluated["frames"], evaluated["vc8"]) == (2, 6, None)
     assert list(evaluated["per_class_iou"]) == NAMES and evaluated["frames_per_second"] > 0
+    counts = np.array(json.loads((tmp_path / "confusion.json").read_text()))
+    ious = counts.diagonal() / (counts.sum(0) + counts.sum(1) - counts.diagonal())
+    assert list(evaluated["per_class_iou"].values()) == pytest.approx(ious.tolist(), rel=1e-6)
+    assert "confusion" not in evaluated
     label = np.array(Image.open(tmp_path / "p" / "1_a-b_c" / "00000020.png"))
     assert label.shape == (40, 56) and label.max() < 3
     with zipfile.ZipFile(tmp_path / "s.zip") as archive:

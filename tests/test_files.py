@@ -23,7 +23,7 @@ from vss_hf.hub_cards import write_card, write_eval_results
 from vss_hf.inference.prediction import write_submission
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
 from vss_hf.overlay_video import FramePainter, OverlayWriter
-from vss_hf.training.recipe import to_yaml
+from vss_hf.training.recipe_yaml import to_yaml
 from vss_hf.video_io import VideoWriter
 from vss_hf.visualize import overlay_sheet, plot_training_curve, save_label_png
 

@@ -104,4 +104,4 @@ def test_recipe_of_a_video_model_is_valid():
     (block,) = blocks("docs/video.md", "yaml")
     given = {"model": {}, "data": {"root": "."}, "augmentation": {}, "training": {}, **yaml.safe_load(block)}
     recipe = build_recipe(given)
-    assert recipe.model.build_config().model_type == "vss_tbn_vit" and recipe.training.loss == "ohem"
+    assert recipe.model.build_config().model_type == "vss_tbn_vit" and recipe.training.losses == [{"name": "ohem"}]

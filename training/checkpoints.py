@@ -228,21 +228,35 @@ def find_checkpoint(wanted: str | bool, output_dir: str | Path) -> Path:
 def check_same_model(folder: Path, config: Any) -> None:
     """Raise when the checkpoint holds another architecture or class list than the run's model."""
     saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kind = type(config)
-    if saved.get("model_type") != kind.model_type:
-        ours, theirs, fields = {"model_type": kind.model_type}, saved, ["model_type"]
-    else:
-        ours, theirs = config.to_dict(), kind.from_dict(saved).to_dict()
-        # What the architecture itself defines: the rest says how the model is run or where it came from.
-        fields = ["id2label", *sorted(set(kind.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))]
-    for field in fields:
-        if theirs.get(field) == ours.get(field):
-            continue
+    difference = first_difference(saved, config)
+    if difference is not None:
+        field, theirs, ours = difference
         raise ValueError(
-            f"--resume_from_checkpoint {folder}: {field} is {shortened(theirs.get(field))} there and "
-            f"{shortened(ours.get(field))} in this run; continue with the recipe that it was made with, or start "
+            f"--resume_from_checkpoint {folder}: {field} is {shortened(theirs)} there and "
+            f"{shortened(ours)} in this run; continue with the recipe that it was made with, or start "
             f"a new run from its weights with --model.init_from {folder}"
         )
+
+
+def first_difference(saved: dict[str, Any], config: Any) -> tuple[str, Any, Any] | None:
+    """The first field in which a stored configuration describes another architecture or class list than `config`.
+
+    Args:
+        saved: what a config.json holds.
+        config: a model's configuration.
+
+    Returns:
+        (field, value in `saved`, value in `config`), or None.
+    """
+    kind = type(config)
+    if saved.get("model_type") != kind.model_type:
+        return "model_type", saved.get("model_type"), kind.model_type
+    ours, theirs = config.to_dict(), kind.from_dict(saved).to_dict()
+    # What the architecture itself defines: the rest says how the model is run or where it came from.
+    fields = ["id2label", *sorted(set(kind.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))]
+    differing = (field for field in fields if theirs.get(field) != ours.get(field))
+    field = next(differing, None)
+    return None if field is None else (field, theirs.get(field), ours.get(field))
 
 
 def shortened(value: Any, longest: int = 120) -> str:
@@ -256,6 +270,7 @@ def check_same_data(folder: Path, saved: dict[str, Any], ours: dict[str, Any]) -
     what = {
         "seed": "--data_seed (or --seed)",
         "num_samples": "the number of training samples in a pass",
+        "teachers": "the SHA-256 of the weights of self distillation's teachers",
         "order": "what decides the order of the samples (sources, weights, sampling; with Parquet also readers)",
     }
     for field, name in what.items():

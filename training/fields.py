@@ -30,9 +30,7 @@ def known_or_raise(name: Any, known, what: str) -> None:
 
 def of_type(value: Any, hint: Any, place: str) -> Any:
     """The value, if it has the type of its field; `place` is named in the error."""
-    kinds = get_args(hint) or (hint,)
-    if get_origin(hint) in (tuple, list, dict):
-        kinds = (hint,)
+    kinds = kinds_of(hint)
     if value is False and IntervalStrategy in kinds:
         return "no"  # YAML takes a bare `no` for false
     if not any(fits(value, kind) for kind in kinds):
@@ -42,6 +40,11 @@ def of_type(value: Any, hint: Any, place: str) -> Any:
     if isinstance(value, int) and float in kinds and int not in kinds and abs(value) > sys.float_info.max:
         raise ValueError(f"{place}: {shown(value)} is too large for a number")
     return value
+
+
+def kinds_of(hint: Any) -> tuple[Any, ...]:
+    """The types that a hint such as `str | None` allows."""
+    return (hint,) if get_origin(hint) in (tuple, list, dict) else get_args(hint) or (hint,)
 
 
 def fits(value: Any, kind: Any) -> bool:

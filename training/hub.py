@@ -23,7 +23,7 @@ from vss_hf.hub_cards import PushError, PushResult, prepare_repo, push_folder, w
 from vss_hf.inference.processes import failing_together, largest
 
 from .checkpoints import replacing_files
-from .recipe import to_yaml
+from .recipe_yaml import to_yaml
 
 
 logger = logging.get_logger(__name__)

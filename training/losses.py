@@ -1,125 +1,144 @@
-"""Losses of per-pixel models beside the cross entropy that the models compute themselves."""
+"""The losses of per-pixel models that a recipe can ask for: the list `training.losses`.
 
-import math
-from functools import partial
-from typing import Any
+    losses:                       # of every head, each times its weight, summed; empty: the model's own cross entropy
+      - {name: cross_entropy, class_weights: inverse_sqrt, max_with_predicted: true}
+      - {name: lovasz, weight: 0.5}
+
+Names and fields are in loss_entries.py. Here the list is read, and becomes one loss, once per run.
+
+Means over pixels are means over the labelled pixels of the whole optimisation step, so that micro-batches and
+processes together are one big batch. What is no such mean (OHEM by `min_kept`, Dice, Lovász, `reduction: weights`) is
+taken of each micro-batch by itself, and weighs as much as the micro-batch has labelled pixels of the step's.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, get_type_hints
 
 import torch
+from torch.nn import functional as F
 
-from vss_hf.modeling.dense import upsampled_cross_entropy
-from vss_hf.modeling.losses import PixelLoss, mean_cross_entropy
+from vss_hf.modeling.losses import PixelLoss
 
-from .arguments import OHEM_REDUCTIONS, VSSTrainingArguments
+from .confusion_focal import ConfusionFocalLoss
+from .fields import known_or_raise, of_type, shown
+from .loss_entries import LOSSES, LogitAdjustment, Loss, LossData, SelfDistillation
 
 
-def ohem_cross_entropy(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    threshold: float = 0.7,
-    min_kept: int = 100_000,
-    reduction: str = "kept",
-    class_weights: torch.Tensor | None = None,
-    ignore_index: int = 255,
-    align_corners: bool = False,
-    num_items_in_batch: torch.Tensor | int | None = None,
-) -> torch.Tensor:
-    """Cross entropy over the hard pixels of a batch only: online hard example mining.
-
-    The upsampled logits exist in blocks of rows only (modeling/dense.py); the largest tensors here are (N, H, W).
+def parse_losses(given: Sequence[Any], place: str = "training.losses") -> list[Loss]:
+    """The entries from their fields as they stand in a recipe.
 
     Args:
-        logits: (N, K, h, w), at any stride.
-        labels: integer (N, H, W).
-        threshold: a pixel is hard while its true class has a smaller probability than this, 0..1; 0 leaves
-            `min_kept` alone to choose.
-        min_kept: so many pixels per image are hard anyhow, N * min_kept of the whole batch: those of the smallest
-            probabilities. Of fewer labelled pixels all are hard; pixels as hard as the last of them are kept with it.
-        reduction: what the sum over hard pixels is divided by: "kept", their number; "labelled", that of all labelled
-            pixels; "all", that of all pixels.
-        class_weights: (K,) factor of every pixel's loss. Neither the choice nor the divisor knows of it.
-        ignore_index: label value that does not count.
-        align_corners: how logits are upsampled to the labels.
-        num_items_in_batch: labelled pixels of the whole optimisation step (all micro-batches and ranks). Every
-            micro-batch chooses its own hard pixels, because it must be through before the next one comes; this mean
-            then weighs as much as the micro-batch has labelled pixels of the step's.
-
-    Returns:
-        Scalar, fp32; 0 when nothing is labelled.
+        given: e.g. `[{"name": "ohem", "threshold": 0.7}]`.
+        place: how messages call the list.
 
     Raises:
-        ValueError: the reduction is not known, or for what `upsampled_cross_entropy` refuses.
-
-    Source: Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining", CVPR 2016.
-    For segmentation as in mmsegmentation 1.2.2: OHEMPixelSampler with "all" (its default) or "labelled"
-    (avg_non_ignore), OhemCrossEntropy with "kept" (there `min_kept` is of the whole batch). They keep fewer pixels in
-    two cases: those as hard as the last of N * min_kept are dropped, and of fewer labelled pixels the easiest is.
+        ValueError: a name or field that does not exist (with the nearest one), or a value outside its range.
     """
-    if reduction not in OHEM_REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(OHEM_REDUCTIONS)}; got {reduction!r}")
-    shared: Any = dict(ignore_index=ignore_index, align_corners=align_corners)
-    labels = labels.long()  # uint8 knows no ignore_index of -100
-    losses = upsampled_cross_entropy(logits, labels, reduction="none", **shared)  # (N, H, W)
-    labelled = labels != ignore_index
-    hard = hard_pixels(losses.detach(), labelled, threshold, min_kept)
-    weights = hard.to(losses.dtype)
-    if class_weights is not None:
-        weights = weights * class_weights.to(weights)[labels * labelled]
-    num_labelled = labelled.sum()
-    divisor = {"kept": hard.sum(), "labelled": num_labelled, "all": labels.numel()}[reduction]
-    loss = (losses * weights).sum() / torch.as_tensor(divisor, device=losses.device).clamp(min=1)
-    if num_items_in_batch is None:
-        return loss
-    return loss * num_labelled / torch.as_tensor(num_items_in_batch, device=losses.device).clamp(min=1)
+    return [parse_loss(entry, f"{place}[{index}]") for index, entry in enumerate(given)]
 
 
-def hard_pixels(losses: torch.Tensor, labelled: torch.Tensor, threshold: float, min_kept: int) -> torch.Tensor:
-    """The pixels that `ohem_cross_entropy` keeps.
+def parse_loss(given: Any, place: str) -> Loss:
+    """One entry of the list; see `parse_losses`."""
+    if not isinstance(given, dict) or "name" not in given:
+        raise ValueError(f"{place}: expected fields such as {{name: cross_entropy, weight: 1}}; found {shown(given)}")
+    fields = {key: value for key, value in given.items() if key != "name"}
+    known_or_raise(given["name"], list(LOSSES), f"{place}.name: there is no loss")
+    kind = LOSSES[given["name"]]
+    hints = get_type_hints(kind)
+    for key in fields:
+        known_or_raise(key, [field.name for field in dataclasses.fields(kind)], f"{place} has no field")
+    loss = kind(**{key: of_type(value, hints[key], f"{place}.{key}") for key, value in fields.items()})
+    loss.check(place)
+    return loss
+
+
+def check_model_takes(losses: Sequence[Loss], config: Any) -> None:
+    """Raise ValueError if there are losses of pixels and the model classifies masks."""
+    if is_per_pixel(config):
+        return
+    for index, loss in enumerate(losses):
+        if not loss.takes_mask_models:
+            raise ValueError(
+                f"training.losses[{index}]: {config.model_type} classifies masks, not pixels, has a loss of its own, "
+                "and balances classes by no_object_weight; leave it out"
+            )
+        if isinstance(loss, LogitAdjustment) and loss.weight != 1:
+            raise ValueError(
+                f"training.losses[{index}].weight: logit_adjustment changes {config.model_type}'s own loss, whose "
+                "weights are in model.config; expected 1"
+            )
+
+
+def is_per_pixel(config: Any) -> bool:
+    """Whether a model, given its configuration, has a score for each pixel, and not masks and their classes."""
+    return hasattr(config, "auxiliary_loss_weight")
+
+
+class SummedLoss:
+    """The weighted sum of losses of one head: a `PixelLoss`.
 
     Args:
-        losses: (N, H, W) cross entropies; -log of the true class's probability.
-        labelled: bool (N, H, W).
-        threshold: as there.
-        min_kept: as there.
-
-    Returns:
-        bool (N, H, W).
+        terms: (weight, loss) of each.
     """
-    # "Easy" and not "hard" is asked for, because NaN is neither: what is wrong stays in the loss, where it is seen.
-    easy = losses <= (-math.log(threshold) if threshold else math.inf)
-    most = min(len(losses) * min_kept, losses.numel())
-    if most:
-        ranked = losses.where(labelled, -1).flatten()  # below every cross entropy
-        # The whole tensor's size decides how many are taken, so that nothing waits for the number of labelled ones.
-        easy &= losses < ranked.topk(most, sorted=False).values.min()
-    return labelled & ~easy
+
+    def __init__(self, terms: Sequence[tuple[float, PixelLoss]]):
+        self.terms = list(terms)
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor, **settings: Any) -> torch.Tensor:
+        return torch.stack([weight * loss(logits, labels, **settings) for weight, loss in self.terms]).sum()
+
+    # --- for losses that count as they go; so far one kind
+
+    def end_step(self, sum_over_processes: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """To be called after every optimisation step, by all processes."""
+        for _, loss in self.terms:
+            if isinstance(loss, ConfusionFocalLoss):
+                loss.end_step(sum_over_processes)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What has been counted, for a checkpoint; empty if nothing is."""
+        running = [(i, loss) for i, (_, loss) in enumerate(self.terms) if isinstance(loss, ConfusionFocalLoss)]
+        return {f"{i}.matrix": loss.matrix for i, loss in running if loss.running}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave."""
+        for i, (_, loss) in enumerate(self.terms):
+            if isinstance(loss, ConfusionFocalLoss) and f"{i}.matrix" in state:
+                loss.go_on_from(state[f"{i}.matrix"])
 
 
-def pixel_loss(args: VSSTrainingArguments, config: Any, class_weights: torch.Tensor | None = None) -> PixelLoss | None:
-    """The loss that a run asks for, of one head.
+def build_losses(losses: Sequence[Loss], config: Any, data: LossData) -> SummedLoss | None:
+    """What a run computes of every head: a loss for `vss_hf.modeling.losses.dense_segmentation_loss`.
 
     Args:
-        args: the run's settings.
+        losses: the entries.
         config: the model's configuration.
-        class_weights: (num_labels,), or None.
+        data: what the losses may need.
 
     Returns:
-        None for the one that models compute themselves.
+        None: the model computes its loss itself, because nothing else is asked for, or because it classifies masks.
 
     Raises:
-        ValueError: the model classifies masks and not pixels.
+        ValueError: the model does not take one of the losses, or a file does not fit.
+        OSError: a file cannot be read.
     """
-    if args.loss == "cross_entropy":
-        return None if class_weights is None else partial(mean_cross_entropy, class_weights=class_weights)
-    if not hasattr(config, "auxiliary_loss_weight"):  # only per-pixel models have it
-        raise ValueError(
-            f"--loss {args.loss}: {config.model_type} classifies masks, not pixels, and has a loss of its own; leave "
-            "it out"
-        )
-    return partial(
-        ohem_cross_entropy,
-        threshold=args.ohem_threshold,
-        min_kept=args.ohem_min_kept,
-        reduction=args.ohem_reduction,
-        class_weights=class_weights,
-    )
+    check_model_takes(losses, config)
+    if not is_per_pixel(config):
+        return None
+    terms = [
+        (loss.weight, loss.build(data, f"training.losses[{i}]"))
+        for i, loss in enumerate(losses)
+        if not isinstance(loss, SelfDistillation)  # the Trainer's, because it needs the teacher's logits
+    ]
+    return SummedLoss(terms) if terms else None
+
+
+def query_class_bias(losses: Sequence[Loss], data: LossData) -> torch.Tensor | None:
+    """What logit adjustment adds to the class logits of a mask model's queries in training: fp32 (num_labels + 1,)."""
+    biases = [
+        loss.class_bias(data, f"training.losses[{i}]")
+        for i, loss in enumerate(losses)
+        if isinstance(loss, LogitAdjustment)
+    ]
+    return F.pad(torch.stack(biases).sum(dim=0), (0, 1)) if biases else None  # "no object" has no prior

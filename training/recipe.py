@@ -1,75 +1,38 @@
-"""A training recipe: one YAML file with four sections, and overrides from the command line.
+"""A training recipe: a YAML file with four sections, and overrides from the command line.
 
 model:         what is trained: an architecture's configuration, a preset, or a folder to start from
 data:          what is trained and evaluated on
 augmentation:  `vss_hf.data.AugmentationConfig`
 training:      `VSSTrainingArguments` (all of transformers' TrainingArguments and ours)
+
+Beside them, `base` names a recipe to inherit from (recipe_files.py), and `stages` lists what is trained one after the
+other (stages.py).
 """
 
 import copy
 import dataclasses
-import itertools
-import math
 import re
-from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
 from typing import Any, get_type_hints
 
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
-from yaml.constructor import ConstructorError
 
 from vss_hf.data.transforms import AugmentationConfig
 from vss_hf.modeling.architectures import MODELS, VIDEO_MODELS, configuration_class, presets
+from vss_hf.modeling.configuration_segmenter import SegmenterConfig
 from vss_hf.modeling.loading import check_model_type
 
 from .arguments import VSSTrainingArguments
 from .data_recipe import DataRecipe
 from .fields import known_or_raise, of_type, shown
+from .recipe_files import merge_fields, read_recipe
+from .recipe_yaml import parse_yaml, plain
 
 
-RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_MODEL_TYPE = "vss_ocrnet"
 FROM_DATA = ("num_labels", "id2label", "label2id")
-MOST_VALUES = 10_000
-
-
-class RecipeLoader(yaml.SafeLoader):
-    """YAML with the numbers of its version 1.2: to version 1.1 (PyYAML) 1e-4 is text, because it has no dot.
-
-    As in version 1.2, a key may stand only once in a mapping (PyYAML silently takes the last), and `<<` is no merging.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                raise ConstructorError(None, None, "merging with << is not offered; write it out", key_node.start_mark)
-            key = self.construct_object(key_node, deep=True)  # pyright: ignore[reportArgumentType]
-            if isinstance(key, Hashable):  # PyYAML itself refuses the others
-                if key in seen:
-                    raise ConstructorError(None, None, f"the mapping has {key!r} twice", key_node.start_mark)
-                seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-class RecipeDumper(yaml.SafeDumper):
-    """Writes what `RecipeLoader` reads back as the same: '1e5' needs quotes, and rare line ends an escape."""
-
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        style = '"' if re.search("[\x85\u2028\u2029]", data) else None
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
-
-
-RecipeDumper.add_representer(str, RecipeDumper.represent_str)
-
-for side in (RecipeLoader, RecipeDumper):
-    side.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
 
 
 @dataclass
@@ -78,12 +41,15 @@ class ModelRecipe:
 
     Args:
         preset: a published size of any architecture, e.g. `upernet-swin-large`; `config` may change fields of it.
-        config: fields of the architecture's configuration (`model_type` names it; default `vss_ocrnet`). A video
-            model's `frame_offsets` and `clip_start` tell which frames it is trained with, too.
+        config: fields of the architecture's configuration (`model_type` names it; default `vss_ocrnet`). Its
+            `backbone_config` changes fields of the preset's or of `init_from`'s backbone, unless it names a
+            `model_type`: then it is a whole one. A video model's `frame_offsets` and `clip_start` tell which frames
+            it is trained with, too.
         backbone_weights: pretrained weights of the backbone: a folder or Hub id, or a timm name for a timm backbone.
         init_from: a model folder or Hub id that the run starts from. A class list of another length gets a new
             classifier; one of the same length keeps it, whatever its names. `config` may change fields, `model_type`
             too: a `vss_bisenet`, `vss_pspnet` or `vss_ocrnet` into a `vss_tbn_vit`, `vss_st_ppm` or `vss_tcb_ocr`.
+            A Swin may get more blocks (`config.backbone_config.depths`); see deepening.py.
     """
 
     preset: str | None = None
@@ -109,8 +75,11 @@ class ModelRecipe:
             raise ValueError(
                 f"model.preset '{self.preset}' is of {of_preset}, model.config.model_type is {model_type}"
             )
-        check_config({"model_type": model_type, **fields}, "model.config")
         config_class = configuration_class(model_type)
+        if self.preset:
+            of_backbone = config_class.PRESETS[self.preset]["backbone_config"]
+            fields = merge_fields({"backbone_config": of_backbone}, fields)
+        check_config({"model_type": model_type, **fields}, "model.config")
         try:
             if self.preset:
                 return config_class.from_preset(self.preset, **fields, **labels)
@@ -128,6 +97,8 @@ class Recipe:
     augmentation: AugmentationConfig
     training: VSSTrainingArguments
     given: dict[str, dict[str, Any]]  # what file and command line said, before defaults
+    stage: str | None = None  # its name, if this is one of several
+    earlier_stages: dict[str, Any] = field(default_factory=dict)  # what is told of those before it
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that decides the result, for `training_recipe.yaml`; loading it again gives the same run."""
@@ -154,21 +125,13 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
             named with its section, or alone where only one section has it. Values are YAML.
 
     Raises:
-        FileNotFoundError: no such recipe.
-        ValueError: a field that does not exist (with the nearest one), or a value outside its range.
+        FileNotFoundError: no such recipe (with the nearest one), or it inherits from one that is not there.
+        ValueError: a field that does not exist (with the nearest one), a value outside its range, or a recipe with
+            stages.
     """
-    try:
-        text = find_recipe(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"recipe {path} is not UTF-8 text: {error}") from error
-    given = parse_yaml(text, f"recipe {path}") or {}
-    if not isinstance(given, dict):
-        raise ValueError(f"recipe {path}: expected the sections {', '.join(SECTIONS)}; found a {type(given).__name__}")
-    for name, fields in given.items():
-        known_or_raise(name, SECTIONS, f"recipe {path} has no section")
-        if not isinstance(fields, dict | None):
-            raise ValueError(f"recipe {path}: section '{name}' must hold fields; found {shown(fields)}")
-    given = {name: dict(given.get(name) or {}) for name in SECTIONS}
+    given = read_recipe(path, SECTIONS)
+    if given.pop("stages"):
+        raise ValueError(f"recipe {path} has stages, each with settings of its own; read it with load_stages")
     for key, value in parse_overrides(overrides or []):
         section, *parts = resolve_key(key)
         set_field(given[section], parts, value, key)
@@ -194,15 +157,6 @@ def build_recipe(given: dict[str, dict[str, Any]]) -> Recipe:
             said = str(error) if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: {error}"
             raise ValueError(f"recipe section '{name}': {said}") from error
     return Recipe(**built, given=given)
-
-
-def find_recipe(path: str | Path) -> Path:
-    """The file that `path` names, or the shipped recipe of that name."""
-    for candidate in (Path(path), RECIPES / f"{path}.yaml"):
-        if candidate.is_file():
-            return candidate
-    shipped = sorted(p.stem for p in RECIPES.glob("*.yaml"))
-    raise FileNotFoundError(f"no recipe '{path}': neither a file nor one of {', '.join(shipped)}")
 
 
 def parse_overrides(words: list[str]) -> list[tuple[str, Any]]:
@@ -264,57 +218,23 @@ def resolve_key(key: str) -> list[str]:
     return [sections[0], first, *rest]
 
 
-def parse_yaml(text: str, place: str) -> Any:
-    """The value of a YAML text, of plain values only and sharing none of them; `place` is named in the error."""
-    try:
-        value = yaml.load(text, RecipeLoader)  # a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
-        # PyYAML checks little before it converts: `!!int ''`, `!!bool maybe`, 2001-99-99
-        raise ValueError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from error
-    try:
-        return unshared(value, place, itertools.count())
-    except RecursionError:
-        raise ValueError(f"{place}: an anchored value contains itself") from None
+def check_config(fields: dict[str, Any], place: str, of_model: Any = object) -> None:
+    """Raise for a field that a model's or backbone's configuration does not have: transformers ignores it silently.
 
-
-def to_yaml(value: Any) -> str:
-    """Plain values as YAML that `parse_yaml` reads back as the same."""
-    return yaml.dump(value, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True)
-
-
-def unshared(value: Any, place: str, counter: Iterator[int]) -> Any:
-    """A copy in which anchored values stand as often as they are named; raises for what a recipe cannot hold."""
-    if next(counter) > MOST_VALUES:
-        raise ValueError(f"{place}: more than {MOST_VALUES:,} values; aliases repeat them too often")
-    if isinstance(value, dict):
-        return {unshared(key, place, counter): unshared(item, place, counter) for key, item in value.items()}
-    if isinstance(value, list):
-        return [unshared(item, place, counter) for item in value]
-    if isinstance(value, float) and math.isnan(value):
-        raise ValueError(f"{place}: .nan is no value for a field")
-    if not isinstance(value, (int, float, str, NoneType)):
-        raise ValueError(f"{place}: a {type(value).__name__} ({shown(value)}) is no value for a field; quote text")
-    return value
-
-
-def check_config(fields: dict[str, Any], place: str) -> None:
-    """Raise for a field that a model's or backbone's configuration does not have: transformers ignores it silently."""
+    Args:
+        fields: of a configuration, `model_type` among them.
+        place: how messages call it.
+        of_model: the model's configuration class, where `fields` are the backbone's.
+    """
     model_type = check_model_type({"model_type": fields.get("model_type")}, f"{place}.model_type")
     config_class = CONFIG_MAPPING[model_type]
     known = {*config_class.__dataclass_fields__, *config_class.attribute_map}
     known |= {"model_type", "out_features", "out_indices"}
+    if model_type == "timm_backbone" and issubclass(of_model, SegmenterConfig):
+        known |= {"drop_path_rate"}  # for `build_backbone`, which transformers' mask models do not use
     for key in fields:
         if key in FROM_DATA:
             raise ValueError(f"{place}.{key} comes from the data set's label_num_dic_final.json; leave it out")
         known_or_raise(key, sorted(known), f"{place} has no field")
     if isinstance(fields.get("backbone_config"), dict):
-        check_config(fields["backbone_config"], f"{place}.backbone_config")
-
-
-def plain(value: Any) -> Any:
-    """Tuples as lists, paths and enums as text: what YAML and JSON can hold."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
+        check_config(fields["backbone_config"], f"{place}.backbone_config", config_class)

@@ -1,6 +1,5 @@
 """One run from a recipe to a model folder with its card."""
 
-import copy
 import os
 import sys
 import time
@@ -15,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoModelForSemanticSegmenta
 
 from vss_hf.data.labels import ClassList
 from vss_hf.data.splits import LabelledSplit
-from vss_hf.data.statistics import inverse_sqrt_weights, label_statistics
+from vss_hf.data.statistics import label_statistics
 from vss_hf.data.vspw import read_image
 from vss_hf.files import write_json
 from vss_hf.hub_cards import write_card, write_eval_results
@@ -24,18 +23,23 @@ from vss_hf.inference.processes import failing_together, first_process_first, is
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.architectures import VIDEO_MODELS
 from vss_hf.modeling.backbone import load_backbone_weights
+from vss_hf.modeling.deepen import deepen_swin
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.modeling.loading import auto_class, load_segmentation_model, load_strictly, stored_config
 from vss_hf.visualize import overlay_sheet, plot_training_curve
 
 from .cpu_memory import keep_freed_memory
+from .deepening import put_off_depths
+from .losses import check_model_takes, parse_losses
 from .recipe import FROM_DATA, ModelRecipe, Recipe, check_config, load_recipe
+from .recipe_files import merge_fields
 from .sources import check_classes, check_clips, open_evaluation, open_sources, training_data
+from .stages import HISTORY, has_stages, load_stages, restarted, train_stages
 from .trainer import VSSTrainer
 
 
 def main(arguments: list[str] | None = None) -> Path:
-    """`train.py RECIPE.yaml [--field value ...]`: train, evaluate, write the model folder.
+    """`train.py RECIPE.yaml [--field value ...]`: train, evaluate, write the model folder; stages one after another.
 
     Returns:
         The model folder, `<output_dir>/model`.
@@ -43,12 +47,22 @@ def main(arguments: list[str] | None = None) -> Path:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         raise SystemExit("usage: train.py RECIPE.yaml [--field value ...]; --resume_from_checkpoint continues a run")
-    recipe = load_recipe(arguments[0], arguments[1:])
-    return train(recipe)
+    path, *words = arguments
+    if has_stages(path):
+        return train_stages(load_stages(path, words), restarted(words), train)
+    return train(load_recipe(path, words))
 
 
-def train(recipe: Recipe) -> Path:
-    """Carry out a recipe; see `main`."""
+def train(recipe: Recipe, more_to_come: bool = False) -> Path:
+    """Carry out a plain recipe or one stage; see `main`.
+
+    Args:
+        recipe: what to do.
+        more_to_come: another run follows in these processes.
+
+    Returns:
+        The model folder.
+    """
     args = recipe.training
     # --- before anything slow: can the results be written at all?
     folder = Path(args.output_dir) / "model"
@@ -67,20 +81,16 @@ def train(recipe: Recipe) -> Path:
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     processor = build_processor(recipe)
-    if args.class_weighting != "none" and not hasattr(model.config, "auxiliary_loss_weight"):
-        kind = model.config.model_type  # only per-pixel models have that field
-        raise ValueError(
-            f"--class_weighting {args.class_weighting}: {kind} classifies masks, not pixels, and balances them by "
-            "no_object_weight; leave it out"
-        )
+    losses = parse_losses(args.losses)
+    check_model_takes(losses, model.config)
 
     # --- samples: single frames, or the clips that the model takes
     check_clips(recipe, model.config, sources)
     dataset = training_data(recipe, model.config, sources)
-    weights = None
-    if args.class_weighting != "none":
+    pixels = None
+    if any(loss.needs_class_pixels for loss in losses):
         splits = [source.split for source in sources]
-        weights = class_weights(splits, recipe.data.on_bad_sample, dataset.mixture.shares.tolist())
+        pixels = class_pixels(splits, recipe.data.on_bad_sample, dataset.mixture.shares.tolist())
     num_samples = dataset.num_samples
     if args.max_steps <= 0:
         per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -95,7 +105,7 @@ def train(recipe: Recipe) -> Path:
         train_dataset=dataset,
         eval_data=eval_data,
         processing_class=processor,
-        class_weights=weights,
+        class_pixels=pixels,
     )
     trainer.recipe = recipe.to_dict()
     began = time.time()
@@ -105,7 +115,8 @@ def train(recipe: Recipe) -> Path:
     # --- model folder
     finish(folder, recipe, trainer, result, seconds, evaluated)
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()  # without it, processes on CPU sometimes abort at exit
+    if not more_to_come:
+        trainer.accelerator.end_training()  # without it, processes on CPU sometimes abort at exit
     if args.push_to_hub and trainer.is_world_process_zero():
         pushed = trainer.push_model_folder(folder).result()  # last, so that the others need not wait for it
         print(*pushed.lines(), sep="\n")
@@ -125,8 +136,10 @@ def build_model(recipe: ModelRecipe, classes: ClassList) -> Any:
         if not stored:  # nothing to change, or no such model, which is said here
             return load_segmentation_model(recipe.init_from, new=CLASSIFIERS, **labels)
         config = changed_config(stored, recipe, labels)
+        depths = put_off_depths(config, stored, recipe.init_from)
         kind = AutoModel if config.model_type in VIDEO_MODELS else auto_class(recipe.init_from)
-        return load_strictly(kind, recipe.init_from, new=CLASSIFIERS, added=ADDED_BY_TIME, config=config)
+        model = load_strictly(kind, recipe.init_from, new=CLASSIFIERS, added=ADDED_BY_TIME, config=config)
+        return deepen_swin(model, depths) if depths else model
     config = recipe.build_config(**labels)
     model = (AutoModel if config.model_type in VIDEO_MODELS else AutoModelForSemanticSegmentation).from_config(config)
     if recipe.backbone_weights:
@@ -137,9 +150,12 @@ def build_model(recipe: ModelRecipe, classes: ClassList) -> Any:
 def changed_config(stored: dict[str, Any], recipe: ModelRecipe, labels: dict[str, Any]) -> Any:
     """The configuration that `init_from` holds, with the fields in `config` changed and the data's class list."""
     model_type: Any = recipe.config.get("model_type", stored.get("model_type"))
-    check_config({**recipe.config, "model_type": model_type}, "model.config")
     fields = {name: value for name, value in stored.items() if name not in FROM_DATA}
-    fields = {**fields, **copy.deepcopy(recipe.config), **labels, "model_type": model_type}
+    fields = {**merge_fields(fields, recipe.config), **labels, "model_type": model_type}
+    given = {**recipe.config, "model_type": model_type}
+    if isinstance(given.get("backbone_config"), dict):
+        given["backbone_config"] = {**given["backbone_config"], "model_type": fields["backbone_config"]["model_type"]}
+    check_config(given, "model.config")
     try:
         return CONFIG_MAPPING[model_type].from_dict(fields)
     except (ValueError, StrictDataclassError) as error:
@@ -158,10 +174,10 @@ def build_processor(recipe: Recipe) -> VSSImageProcessor:
     )
 
 
-def class_weights(
+def class_pixels(
     splits: Sequence[LabelledSplit], on_bad_sample: str = "raise", shares: Sequence[float] = (1.0,)
-) -> torch.Tensor:
-    """The weights of `inverse_sqrt_weights`, float32 (num_labels,), from the pixels of all splits together.
+) -> np.ndarray:
+    """Labelled pixels of each class in all splits together, float64 (num_labels,); of one split whole numbers.
 
     Each split counts as much as it gives to the training: `shares` of the samples. A mask that cannot be read is an
     error, or with `on_bad_sample="skip"` left out with a warning.
@@ -173,7 +189,7 @@ def class_weights(
     pixels = np.sum([counted.pixels * f for counted, f in zip(statistics, factors, strict=True)], axis=0)
     if not pixels.any():
         raise ValueError(f"{', '.join(map(str, splits))}: no labelled pixel, so there are no class weights")
-    return torch.from_numpy(inverse_sqrt_weights(pixels)).float()
+    return pixels
 
 
 def finish(folder, recipe, trainer, result, seconds, evaluated) -> None:
@@ -192,7 +208,8 @@ def finish(folder, recipe, trainer, result, seconds, evaluated) -> None:
         batch_size=args.per_device_eval_batch_size,
         num_workers=args.dataloader_num_workers,
     )
-    results["model"] = Path(args.output_dir).name
+    output_dir = Path(args.output_dir)
+    results["model"] = f"{output_dir.parent.name}-{recipe.stage}" if recipe.stage else output_dir.name
     results["dataset"] = Path(recipe.data.root).resolve().name  # not the folder that a data set of the Hub came to
     with failing_together():
         if args.should_save:
@@ -216,12 +233,16 @@ def write_reports(folder, recipe, trainer, segmenter, results, training_loss, se
             "train_frames": sum(len(source.samples) for source in trainer.train_dataset.sources),
             "train_loss": training_loss or None,  # 0: all steps were done before this session
             "seed": args.seed,
+            **({"teachers_sha256": trainer.teachers()} if trainer.teachers() else {}),
             "processes": args.world_size,
             "dataset": Path(data.root).resolve().name,
             "train_split": data.train_split,
             **environment(args.device),
         },
     )
+    if recipe.stage:
+        told = {"steps": trainer.state.global_step, "mean_iou": results["mean_iou"], "recipe": recipe.to_dict()}
+        write_json(folder / HISTORY, {**recipe.earlier_stages, recipe.stage: told})
     curve = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_mean_iou" in entry]
     write_json(folder / "training_log.json", curve)
     plot_training_curve(curve, folder / "training_curve.png")

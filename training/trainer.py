@@ -1,6 +1,8 @@
 """transformers' Trainer for dense labels: exact data order, streaming evaluation, averaged weights."""
 
+import dataclasses
 import json
+import math
 import shutil
 import signal
 import time
@@ -9,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -28,21 +31,26 @@ from vss_hf.modeling.losses import dense_segmentation_loss
 
 from . import checkpoints
 from .arguments import VSSTrainingArguments
+from .batchnorm import first_batches, has_batchnorm, recalibrate_batchnorm
+from .distillation import Distillation
 from .draws import DrawOrder, EndlessSampler, TrainingStream
-from .ema import EMA
+from .ema import EMA, WeightAverage
 from .faults import explained
 from .hub import PushesModelFolder
 from .interruption import TrainingInterrupted, stop_request
-from .losses import pixel_loss
-from .optimizer import parameter_groups
+from .losses import LossData, SelfDistillation, build_losses, is_per_pixel, parse_losses, query_class_bias
+from .optimizer import groups_of_run
+from .schedule import build_scheduler, parse_schedule
 from .sharded import check_fsdp, is_sharded, whole_copy
 from .sources import EvalData
+from .swa import SWA, SWA_FILE, add_cycles
 from .sync_batchnorm import with_synchronised_batchnorm
 
 
 logger = logging.get_logger(__name__)
 
 EMA_FILE = "ema.safetensors"
+LOSS_FILE = "loss.safetensors"  # what losses have counted so far
 MOST_SKIPPED_IN_A_ROW = 10  # steps without a finite loss after which `on_nonfinite_loss: skip` gives up
 
 
@@ -58,6 +66,10 @@ class AroundStep(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.trainer.ema is not None:
             self.trainer.ema.update_parameters(self.trainer.unwrapped())
+        if self.trainer.swa is not None:
+            self.trainer.swa.follow(self.trainer.unwrapped(), state.global_step)
+        if self.trainer.pixel_loss is not None:
+            self.trainer.pixel_loss.end_step(self.trainer.accelerator.reduce)  # which sums
         if self.trainer.samples_per_epoch:
             state.epoch = self.trainer.draws_done() / self.trainer.samples_per_epoch
         if self.trainer.stop_requested():
@@ -70,9 +82,9 @@ class VSSTrainer(PushesModelFolder, Trainer):
     What differs from transformers.Trainer: training data is an endless, seekable sequence of draws (draws.py), so that
     resuming replays nothing; the loss is the mean over all labelled pixels of a step; evaluation counts a confusion
     matrix over whole videos instead of gathering logits; backbone and heads have their own learning rates; with
-    `ema_decay` an average of the weights is kept, evaluated and saved; checkpoints are whole or not there
-    (checkpoints.py), and Ctrl-C or SIGTERM saves one; a loss that is not finite stops the run, or is skipped and
-    counted (`on_nonfinite_loss`).
+    `ema_decay` or `swa_every` an average of the weights is kept, evaluated and saved; checkpoints are whole or not
+    there (checkpoints.py), and Ctrl-C or SIGTERM saves one; a loss that is not finite stops the run, or is skipped
+    and counted (`on_nonfinite_loss`).
 
     Args:
         model: the model.
@@ -80,7 +92,7 @@ class VSSTrainer(PushesModelFolder, Trainer):
         train_dataset: `TrainingDraws` or `TrainingStream`, with the seed `args.draw_seed`.
         eval_data: what to evaluate on: `EvalData`, or its beginning: (data set folder, split); or None.
         processing_class: the image processor.
-        class_weights: (num_labels,) weights of the loss, or None.
+        class_pixels: (num_labels,) training pixels of each class, for losses that ask for them (`needs_class_pixels`).
     """
 
     args: VSSTrainingArguments
@@ -98,7 +110,7 @@ class VSSTrainer(PushesModelFolder, Trainer):
         train_dataset: Any = None,
         eval_data: tuple | None = None,
         processing_class: Any = None,
-        class_weights: torch.Tensor | None = None,
+        class_pixels: np.ndarray | None = None,
     ):
         if train_dataset is not None and train_dataset.seed != args.draw_seed:
             raise ValueError(
@@ -117,9 +129,18 @@ class VSSTrainer(PushesModelFolder, Trainer):
         )
         if self.is_fsdp_enabled:
             check_fsdp(self.accelerator.state.fsdp_plugin)
-        class_weights = None if class_weights is None else class_weights.to(args.device)
-        self.pixel_loss = pixel_loss(args, model.config, class_weights)
+        losses, config = parse_losses(args.losses), model.config
+        data = LossData(config.num_labels, args.device, class_pixels, getattr(config, "cosine_scale", None) or 1.0)
+        self.pixel_loss = build_losses(losses, config, data)
+        if not is_per_pixel(config):
+            model.criterion.class_bias = query_class_bias(losses, data)
+        self.distillations = [
+            Distillation(loss.teacher, config, args.device, loss.weight, loss.temperature)
+            for loss in losses
+            if isinstance(loss, SelfDistillation)
+        ]
         self.ema = EMA(model, args.ema_decay) if args.ema_decay else None
+        self.swa = SWA(model, args.swa_start, args.swa_every) if args.swa_every else None
         self.model_accepts_loss_kwargs = True  # compute_loss divides by a step's pixels; not by its micro-batches too
         self.samples_per_epoch = train_dataset.num_samples if train_dataset is not None else 0
         self.resume_from: Path | None = None
@@ -208,6 +229,11 @@ class VSSTrainer(PushesModelFolder, Trainer):
         if resume_from_checkpoint:
             self.resume_from = checkpoints.find_checkpoint(resume_from_checkpoint, self.args.output_dir)
             self.read_position(self.resume_from)
+        if self.swa is not None and not self.swa.snapshots(self.args.max_steps):
+            raise ValueError(
+                f"--swa_start {self.swa.start} --swa_every {self.swa.every}: the run ends after {self.args.max_steps} "
+                f"steps, before the first snapshot; expected at most {self.args.max_steps} in sum"
+            )
         with self.stop.listening(), explained():
             try:
                 result = super().train(
@@ -238,6 +264,10 @@ class VSSTrainer(PushesModelFolder, Trainer):
         self.first_draw, self.skipped_steps = saved["draws"], saved["skipped_steps"]
         if self.ema is not None:
             self.load_ema(checkpoint)
+        if self.swa is not None:
+            self.swa.load(checkpoint, self.first_step)
+        if (checkpoint / LOSS_FILE).is_file() and self.pixel_loss is not None:
+            self.pixel_loss.load_state(load_file(checkpoint / LOSS_FILE))
 
     def run_state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the Trainer's own state: the data position, and what was skipped."""
@@ -247,8 +277,13 @@ class VSSTrainer(PushesModelFolder, Trainer):
             "seed": self.args.draw_seed,
             "num_samples": self.samples_per_epoch,
             **({"order": order} if order else {}),
+            **({"teachers": list(self.teachers().values())} if self.distillations else {}),
             "skipped_steps": self.skipped_steps,
         }
+
+    def teachers(self) -> dict[str, str]:
+        """Of self distillation: where each teacher is from, and a hash of its weights."""
+        return {distillation.source: distillation.sha256 for distillation in self.distillations}
 
     def stop_requested(self) -> bool:
         """Whether any process was asked to stop: all must leave after the same step."""
@@ -266,15 +301,27 @@ class VSSTrainer(PushesModelFolder, Trainer):
             optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             if {"params", "model", "optimizer_dict"} & settings.keys():  # GaLore, APOLLO, LOMO
                 raise ValueError(f"--optim: {optimizer_class.__name__} makes parameter groups of its own; not offered")
-            groups = parameter_groups(
-                model if model is not None else self.model,
-                self.args.learning_rate,
-                self.args.backbone_learning_rate,
-                self.args.weight_decay,
-                self.args.backbone_modules,
-            )
+            groups = groups_of_run(model if model is not None else self.model, self.args)
             self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None) -> torch.optim.lr_scheduler.LRScheduler:
+        """The scheduler of `training.schedule`, or without one transformers'; SWA's cycles come behind it."""
+        args = self.args
+        if self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if args.swa_learning_rate is not None:
+            num_training_steps = max(1, args.swa_start)  # what comes after are cycles
+        if args.schedule is None:
+            super().create_scheduler(num_training_steps, optimizer)
+        else:
+            schedule, warmup_steps = parse_schedule(args.schedule), args.get_warmup_steps(num_training_steps)
+            optimizer = optimizer or self.optimizer
+            self.lr_scheduler = build_scheduler(schedule, optimizer, warmup_steps, num_training_steps)
+            self._created_lr_scheduler = True  # transformers' mark of a scheduler that the next `train` makes anew
+        if args.swa_learning_rate is not None:
+            add_cycles(self.lr_scheduler, args.swa_start, args.swa_every, args.swa_learning_rate / args.learning_rate)
+        return self.lr_scheduler
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         """Labelled pixels of all micro-batches and processes of a step: what the loss is divided by."""
@@ -287,7 +334,7 @@ class VSSTrainer(PushesModelFolder, Trainer):
         return count
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's own loss, or with `--loss` and `--class_weighting` another one of the same logits."""
+        """The model's own loss, or those of `training.losses` from the same logits."""
         if self.pixel_loss is None:
             outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
             loss = outputs.loss
@@ -306,6 +353,10 @@ class VSSTrainer(PushesModelFolder, Trainer):
                 num_items_in_batch=num_items_in_batch,
                 pixel_loss=self.pixel_loss,
             )
+        for distillation in self.distillations:
+            with self.accelerator.autocast():  # as accelerate has it around the student
+                teacher_logits = distillation.teacher_logits(inputs)
+            loss = loss + distillation.loss(outputs, teacher_logits, inputs["labels"], num_items_in_batch)
         if num_items_in_batch is not None and self.args.world_size > 1:
             loss = loss * self.args.world_size  # gradients are averaged over ranks; the count is over all of them
         return (loss, outputs) if return_outputs else loss
@@ -396,14 +447,29 @@ class VSSTrainer(PushesModelFolder, Trainer):
 
         It is the model itself; of a sharded one (FSDP) a copy, for which all processes must come here.
         """
-        model = self.unwrapped()
+        model, average = self.unwrapped(), self.average()
         if is_sharded(model):
-            yield whole_copy(model) if self.ema is None else self.ema.module
-        elif self.ema is None:
+            yield whole_copy(model) if average is None else average.module
+        elif average is None:
             yield model
         else:
-            with self.ema.swapped_into(model):
+            with average.swapped_into(model):
                 yield model
+
+    def average(self) -> WeightAverage | None:
+        """The average as it is evaluated and saved, if there is one; all processes must come here.
+
+        SWA's BatchNorm statistics are counted anew after each snapshot, from the run's first training samples.
+        """
+        if self.swa is None or not self.swa.n_averaged:
+            return self.ema
+        if self.swa.recalibrated != int(self.swa.n_averaged) and has_batchnorm(self.swa.module):
+            order = dataclasses.replace(self.draw_order(), start=0)
+            number = math.ceil(self.args.swa_batchnorm_batches / self.args.world_size)
+            batches = first_batches(self.train_dataset, order, number, self.args.dataloader_num_workers)
+            recalibrate_batchnorm(self.swa.module, batches)
+            self.swa.recalibrated = int(self.swa.n_averaged)
+        return self.swa
 
     def unwrapped(self) -> Any:
         """The model itself, without the wrappers of distributed training or compilation."""
@@ -423,7 +489,7 @@ class VSSTrainer(PushesModelFolder, Trainer):
                 self.state.best_model_checkpoint = str(best)
         self.staging = checkpoints.partial_path(folder)
         try:
-            needed = checkpoints.checkpoint_bytes(self.unwrapped(), self.optimizer, self.ema)
+            needed = checkpoints.checkpoint_bytes(self.unwrapped(), self.optimizer, self.ema or self.swa)
             with failing_together():
                 # A block of its own: a process that fails between two exchanges of sharded weights hangs the others.
                 if self.args.should_save:
@@ -459,9 +525,12 @@ class VSSTrainer(PushesModelFolder, Trainer):
                 self.state.best_global_step = best_step
             if self.args.should_save:
                 (partial / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nobody reads
-                if self.ema is not None:
-                    tensors = {name: tensor.contiguous() for name, tensor in self.ema.state_dict().items()}
-                    save_file(tensors, partial / EMA_FILE)
+                for average, file in ((self.ema, EMA_FILE), (self.swa, SWA_FILE)):
+                    if average is not None and average.n_averaged:
+                        tensors = {name: tensor.contiguous() for name, tensor in average.state_dict().items()}
+                        save_file(tensors, partial / file)
+                if self.pixel_loss is not None and (counted := self.pixel_loss.state()):
+                    save_file(counted, partial / LOSS_FILE)
                 write_json(partial / checkpoints.RUN_STATE, self.run_state())
                 self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -486,6 +555,11 @@ class VSSTrainer(PushesModelFolder, Trainer):
             self.load_weights(best)
         if self.ema is not None:
             self.load_ema(best)
+        if self.swa is not None:
+            assert self.state.best_global_step is not None  # as above
+            self.swa.load(best, self.state.best_global_step)
+            if not self.swa.n_averaged:
+                logger.warning(f"{best}, the best checkpoint, has no snapshot yet: the run ends with its own weights")
 
     def load_weights(self, checkpoint: Path) -> None:
         """Take the weights from a checkpoint.

@@ -18,11 +18,13 @@ from .cli_common import (
     check_writable,
     progress_bar,
     read_class_names,
+    read_numbers,
     read_settings,
     show_results,
     write_results,
 )
 from .cli_data import data_app
+from .files import write_json
 
 
 app = typer.Typer(
@@ -74,6 +76,10 @@ def evaluate(
     json_file: JsonFile = None,
     protocol: Protocol = "vspw",
     vc_protocol: VCProtocol = "vspw-official",
+    confusion: Annotated[
+        Path | None,
+        typer.Option(help="Write the confusion matrix here, as JSON: for the loss confusion_focal of a recipe."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Frames per forward pass.")] = 4,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
     device: Device = None,
@@ -86,6 +92,7 @@ def evaluate(
     from vss_hf.inference.processes import failing_together, is_first, joined_processes
 
     check_writable(json_file)
+    check_writable(confusion)
     with joined_processes(device) as own_device:
         with failing_together():
             segmenter = VideoSegmenter.from_pretrained(model, own_device)
@@ -99,9 +106,13 @@ def evaluate(
             vc_protocol=vc_protocol,
             batch_size=batch_size,
             num_workers=num_workers,
+            with_confusion=confusion is not None,
             progress=lambda frames, total: progress_bar(frames, total, "evaluating"),
         )
+        counts = results.pop("confusion", None)
         if is_first():
+            if confusion is not None:
+                write_json(confusion, counts)
             show_results(results)
             write_results(results, json_file)
 
@@ -259,6 +270,46 @@ def convert(
     for title, reasons in (("not used", report.unused), ("kept new", report.kept)):
         for reason, of_reason in by_reason(reasons).items():
             typer.echo(f"{title}: {len(of_reason)} tensors, {reason}: {', '.join(of_reason[:3])}, ..."[:200])
+
+
+@app.command()
+def average(
+    models: Annotated[list[str], typer.Argument(help="Model folders, checkpoints of a run or Hub ids; two or more.")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
+    weights: Annotated[
+        str | None, typer.Option(metavar="1,1,2", help="What each model counts; default: all the same.")
+    ] = None,
+    recalibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Count BatchNorm statistics anew from these training samples: a recipe, or a data set in VSPW's "
+            "layout, augmented as in the first model's recipe.",
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of DATA; default: the recipe's training split.")] = None,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of DATA, of the recipe's batch size.")] = 200,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
+    device: Device = None,
+) -> None:
+    """Average the weights of models that differ in nothing else, e.g. the last checkpoints of a run."""
+    from vss_hf.training.averaging import average_models
+    from vss_hf.training.recalibration import Recalibration
+
+    samples = None
+    if recalibrate is not None:
+        samples = Recalibration(recalibrate, split, batches, num_workers)
+    numbers = None if weights is None else read_numbers(weights, "--weights")
+    result = average_models(models, out, weights=numbers, recalibrate=samples, device=device)
+    copies = f"{result.copied} are the first one's" if result.copied else "all there are"
+    typer.echo(f"{out}: {result.averaged} tensors are means of {len(models)} models, {copies}")
+    if result.batches:
+        typer.echo(f"BatchNorm statistics counted from {result.batches} batches")
+    elif result.has_batchnorm:
+        typer.echo("BatchNorm statistics are means too; --recalibrate DATA counts them anew, which mostly is better")
+    elif samples is not None:
+        typer.echo("--recalibrate had nothing to do: the model has no BatchNorm")
+    typer.echo(f"evaluate it: vss-hf evaluate {out} --data ...")
 
 
 @app.command()

@@ -93,6 +93,14 @@ def read_settings(settings: list[str]) -> dict[str, Any]:
     return fields
 
 
+def read_numbers(text: str, option: str) -> list[float]:
+    """The numbers in '1,1,2' or '1 1 2'."""
+    try:
+        return [float(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise ValueError(f"{option} {text}: expected numbers with commas between them, e.g. {option} 1,1,2") from None
+
+
 def check_writable(path: Path | None) -> None:
     """Raise before the work when its result could not be written."""
     if path is not None:

@@ -48,6 +48,34 @@ def replacing(path: str | Path, needed: int | None = None) -> Iterator[Path]:
         raise
 
 
+def check_new_folder(path: Path) -> None:
+    """Raise a FileExistsError unless `path` is free for `new_folder`: not there, or an empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} is already there and not empty; give another folder to --out, or remove it")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a folder beside `path` to fill; without an error it becomes `path`, otherwise it is removed.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    partial = path.with_name(f"{path.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.is_dir():
+            path.rmdir()  # empty, or this says so
+        partial.rename(path)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_full_disk(error):
+            raise full_disk_error(path) from error
+        raise
+
+
 def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
     """Writes a file, whole or not at all; errors as `replacing`."""
     with replacing(path, len(data)) as partial, open(partial, "wb") as file:

@@ -1,6 +1,7 @@
 """Label statistics against recounts in plain Python; what is derived from them; `vss-hf data stats`."""
 
 import json
+import math
 import re
 from collections import Counter
 from itertools import combinations_with_replacement
@@ -15,7 +16,7 @@ from vss_hf.cli import main
 from vss_hf.data.labels import VSPW
 from vss_hf.data.scan import scan_labels
 from vss_hf.data.splits import open_split
-from vss_hf.data.statistics import LabelStatistics, frame_weights, inverse_sqrt_weights, label_statistics
+from vss_hf.data.statistics import LabelStatistics, frame_weights, label_statistics, weights_of_classes
 from vss_hf.visualize import plot_label_statistics
 
 
@@ -115,9 +116,20 @@ def test_class_weights(statistics):
     mean = sum(pixels) / 4  # the ghost does not occur
     expected = [(mean / (n or min(filter(None, pixels)))) ** 0.5 for n in pixels]
     assert statistics.class_weights("inverse_sqrt").tolist() == pytest.approx(expected, rel=1e-12)
-    assert inverse_sqrt_weights(np.array([1, 4, 0])).tolist() == pytest.approx([2.5**0.5, 0.625**0.5, 2.5**0.5])
-    with pytest.raises(ValueError, match="class weights 'inverse': unknown; expected inverse_sqrt"):
-        statistics.class_weights("inverse")
+    with pytest.raises(ValueError, match="class weights 'square': unknown; expected inverse_sqrt, literal_sqrt, inv"):
+        statistics.class_weights("square")
+
+
+def test_kinds_of_class_weights():
+    """Of 1 and 4 pixels, 2.5 on average; an absent class weighs as the rarest one."""
+    for kind, (rare, frequent) in {
+        "inverse_sqrt": (2.5**0.5, 0.625**0.5),
+        "literal_sqrt": (0.4**0.5, 1.6**0.5),
+        "inverse": (2.5, 0.625),
+        "effective_number": (0.6321205588 / (1 - math.exp(-0.4)), 0.6321205588 / (1 - math.exp(-1.6))),
+    }.items():
+        assert weights_of_classes(np.array([1, 4, 0]), kind).tolist() == pytest.approx([rare, frequent, rare])
+        assert weights_of_classes(np.array([7, 7]), kind).tolist() == pytest.approx([1, 1])
 
 
 def test_nothing_labelled(tmp_path):

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from vss_hf.cli import run_reporting_errors
 from vss_hf.files import write_text
-from vss_hf.training.recipe import RECIPES, RecipeLoader, load_recipe, parse_overrides, parse_yaml, to_yaml
+from vss_hf.training.recipe import load_recipe, parse_overrides
+from vss_hf.training.recipe_files import RECIPES
+from vss_hf.training.recipe_yaml import RecipeLoader, parse_yaml, to_yaml
 
 
 SHIPPED = {path.stem: yaml.load(path.read_text(encoding="utf-8"), RecipeLoader) for path in RECIPES.glob("*.yaml")}

@@ -47,12 +47,13 @@ def run(root: Path, folder: Path, streaming: bool, workers: int, mixed: bool) ->
         lr_scheduler_type="polynomial",
         lr_scheduler_kwargs={"power": 0.9, "lr_end": 1e-6},
         warmup_steps=2,
-        ema_decay=0.9,
+        **({"swa_every": 2, "swa_batchnorm_batches": 2} if mixed else {"ema_decay": 0.9}),
         weight_decay=0.01,
         dataloader_num_workers=workers,
     )
     trainer.train(resume_from_checkpoint=newest_checkpoint(folder) is not None)
-    tensors = {**state_of(trainer.model), **{f"ema.{k}": v for k, v in state_of(trainer.ema).items()}}
+    average = trainer.average()
+    tensors = {**state_of(trainer.model), **{f"average.{k}": v for k, v in state_of(average).items()}}
     for group in trainer.optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{group[0]}.{name}": value for name, value in group[1].items()})
     tensors["steps"] = torch.tensor(trainer.state.global_step)

@@ -13,7 +13,7 @@ from tiny import make_data
 from vss_hf.data.masks import LabelReader
 from vss_hf.data.splits import open_split
 from vss_hf.data.statistics import label_statistics
-from vss_hf.training.run import class_weights
+from vss_hf.training.run import class_pixels
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def weigh(rank: int, folder: Path, results) -> None:
     LabelReader.values = noting
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     try:
-        weights = class_weights([open_split(folder / "videos", "train")]).tolist()
+        weights = class_pixels([open_split(folder / "videos", "train")]).tolist()
     except Exception as error:
         weights = f"{type(error).__name__}: {error}"
     results.put((rank, len(decoded), weights))
@@ -59,7 +59,7 @@ def in_two_processes(folder: Path) -> list[tuple]:
 def test_only_the_first_process_counts(folder):
     (_, first, weights), (_, second, same) = in_two_processes(folder)
     assert (first, second) == (7, 0)
-    assert weights == same == class_weights([open_split(folder / "videos", "train")]).tolist()
+    assert weights == same == class_pixels([open_split(folder / "videos", "train")]).tolist()
 
 
 def test_both_end_when_the_first_fails(folder):
@@ -75,6 +75,6 @@ def test_several_splits(folder):
     split = open_split(folder / "videos", "train")
     pixels = np.array([label_statistics(s).pixels / label_statistics(s).num_frames for s in (split, other)])
     for shares in ((0.5, 0.5), (0.9, 0.1)):
-        mixed = np.average(pixels, axis=0, weights=shares)
-        expected = np.sqrt(mixed.mean() / mixed)
-        assert class_weights([split, other], "raise", shares).tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+        expected = np.average(pixels, axis=0, weights=shares)
+        found = class_pixels([split, other], "raise", shares)
+        assert (found / found.sum()).tolist() == pytest.approx((expected / expected.sum()).tolist(), rel=1e-6)

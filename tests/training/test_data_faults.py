@@ -227,7 +227,7 @@ def test_train_skips_by_recipe(root, tmp_path, streaming):
     data = {"streaming": streaming, "on_bad_sample": "skip"}
     recipe = write_recipe(tmp_path / "r.yaml", root, tmp_path / "out", data=data)
     with pytest.warns(RuntimeWarning) as caught:
-        folder = run.main([str(recipe), "--class_weighting", "inverse_sqrt"])
+        folder = run.main([str(recipe), "--losses=[{name: cross_entropy, class_weights: inverse_sqrt}]"])
     told = " ".join(str(warning.message) for warning in caught)
     assert "skipped: video a, frame 00000003" in told and "skipped: video b, frame 00000001" in told
     assert re.search("1 of 7 masks cannot be read and are not counted; the first: .*b/mask/00000001.png", told)

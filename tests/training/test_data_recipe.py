@@ -5,7 +5,8 @@ import yaml
 from tiny import write_recipe
 
 from vss_hf.training.data_recipe import SourceRecipe
-from vss_hf.training.recipe import load_recipe, to_yaml
+from vss_hf.training.recipe import load_recipe
+from vss_hf.training.recipe_yaml import to_yaml
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CALM, FrozenNorms, arguments, losses, make_default_data, make_trainer, state_of, tiny_model
+from tiny import CALM, FrozenNorms, losses, make_default_data, make_trainer, state_of, tiny_model
 from tiny import training_data as tiny_data
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel
 from vss_hf.modeling import dense
 from vss_hf.modeling.losses import mean_cross_entropy
 from vss_hf.training.draws import Source, TrainingDraws
-from vss_hf.training.losses import ohem_cross_entropy, pixel_loss
+from vss_hf.training.loss_terms import ohem_cross_entropy
 
 
 FIXTURE = Path(__file__).resolve().parents[2] / "../shared/parity/11_losses"
@@ -305,7 +305,7 @@ VIDEO_CASES = {
 
 
 def batch_of(root, model):
-    samples = [tiny_data(root)[draw, draw] for draw in range(3)]
+    samples = [tiny_data(root)[draw] for draw in range(3)]
     return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
 
@@ -344,10 +344,10 @@ def test_weights_of_one_change_nothing(root, tmp_path, case, items):
         if "frame_offsets" in changes:
             batch["pixel_values_videos"] = batch["pixel_values_videos"][:, -1:]
     found = []
-    for weights in (None, torch.ones(3)):
-        trainer = make_trainer(root, tmp_path, model=model, class_weights=weights)
+    for given in ([], [{"name": "cross_entropy", "class_weights": [1.0, 1.0, 1.0]}]):
+        trainer = make_trainer(root, tmp_path, model=model, losses=given)
         loss, outputs = trainer.compute_loss(model, batch, return_outputs=True, num_items_in_batch=items)
-        assert (outputs.loss is None) == (weights is not None)  # never computed twice
+        assert (outputs.loss is None) == bool(given)  # never computed twice
         model.zero_grad()
         loss.backward()
         found.append((loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
@@ -365,9 +365,9 @@ def test_weights_of_one_change_nothing(root, tmp_path, case, items):
 def test_ohem_of_main_and_auxiliary_heads(root, tmp_path, video, weighted, items):
     """Each head chooses its own hard pixels, over all frames that it is compared with."""
     model, batch = (video_model(), clips()) if video else (tiny_model(root).train(), batch_of(root, "image"))
-    weights = torch.tensor([0.5, 2.0, 7.0]) if weighted else None
-    settings = dict(loss="ohem", ohem_threshold=0.35, ohem_min_kept=100)
-    trainer = make_trainer(root, tmp_path, model=model, class_weights=weights, **settings)
+    weights = [0.5, 2.0, 7.0] if weighted else None
+    ohem = {"name": "ohem", "threshold": 0.35, "min_kept": 100, "class_weights": weights}
+    trainer = make_trainer(root, tmp_path, model=model, losses=[ohem])
     loss, outputs = trainer.compute_loss(model, dict(batch), return_outputs=True, num_items_in_batch=items)
     heads = [(outputs.logits, batch["labels"], 1, 1.0)]
     if video:
@@ -378,7 +378,7 @@ def test_ohem_of_main_and_auxiliary_heads(root, tmp_path, video, weighted, items
         heads.append((outputs.auxiliary_logits[0], batch["labels"], 1, 0.4))
     expected = 0
     for logits, labels, frames, head_weight in heads:
-        doubles = None if weights is None else weights.double()
+        doubles = None if weights is None else torch.tensor(weights).double()
         mean = naive(logits, labels, threshold=0.35, min_kept=100, class_weights=doubles)
         share = 1 if items is None else (labels != 255).sum() / (items * frames)
         expected += head_weight * mean * share
@@ -388,7 +388,7 @@ def test_ohem_of_main_and_auxiliary_heads(root, tmp_path, video, weighted, items
 def test_ohem_is_no_smaller_than_cross_entropy_and_still_learns(root, tmp_path):
     """On frames that are learnt by heart: the mean over hard pixels lies above the mean over all."""
     curves = {}
-    for loss in ("cross_entropy", "ohem"):
+    for loss, entry in (("cross_entropy", {}), ("ohem", {"min_kept": 300})):
         trainer = make_trainer(
             root,
             tmp_path / loss,
@@ -396,8 +396,7 @@ def test_ohem_is_no_smaller_than_cross_entropy_and_still_learns(root, tmp_path):
             max_steps=20,
             per_device_train_batch_size=7,
             learning_rate=2e-2,
-            loss=loss,
-            ohem_min_kept=300,
+            losses=[{"name": loss, **entry}],
         )
         trainer.train()
         curves[loss] = losses(trainer)
@@ -422,7 +421,7 @@ def uneven_data(root):
     return TrainingDraws([Source(samples)], data.transform, seed=42)
 
 
-def run(root, folder, batch_size, accumulation, **settings):
+def run(root, folder, batch_size, accumulation, **ohem):
     trainer = make_trainer(
         root,
         folder,
@@ -430,11 +429,10 @@ def run(root, folder, batch_size, accumulation, **settings):
         data=uneven_data(root),
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
-        loss="ohem",
+        losses=[{"name": "ohem", **ohem}],
         optim="sgd",
         learning_rate=0.1,
         max_steps=3,
-        **settings,
     )
     trainer.train()
     return losses(trainer), state_of(trainer.model)
@@ -442,7 +440,7 @@ def run(root, folder, batch_size, accumulation, **settings):
 
 def test_micro_batches_by_threshold_are_one_batch(root, tmp_path):
     """Where no pixel's fate depends on others: no `min_kept`, and the mean over labelled pixels."""
-    settings = dict(ohem_min_kept=0, ohem_threshold=0.4, ohem_reduction="labelled")
+    settings = dict(min_kept=0, threshold=0.4, reduction="labelled")
     (curve, state), (other, other_state) = (
         run(root, tmp_path / str(size), size, 8 // size, **settings) for size in (8, 2)
     )
@@ -455,7 +453,7 @@ def test_micro_batches_choose_by_themselves(root, tmp_path):
     """The step's loss is then the mean of their means, weighted by their labelled pixels."""
     model = tiny_model(root, FrozenNorms).train()
     settings = dict(threshold=0.4, min_kept=50)
-    curve, _ = run(root, tmp_path, 2, 2, ohem_threshold=0.4, ohem_min_kept=50)
+    curve, _ = run(root, tmp_path, 2, 2, **settings)
     trainer = make_trainer(root, tmp_path, per_device_train_batch_size=2, data=uneven_data(root))
     batches = iter(trainer.get_train_dataloader())
     micro, weights = [], []
@@ -472,25 +470,29 @@ def test_micro_batches_choose_by_themselves(root, tmp_path):
     assert curve[0] == pytest.approx(expected.item(), rel=1e-5)
 
 
-# --- settings
+# --- losses that count as they go
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"loss": "focal"}, "--loss focal: expected one of cross_entropy, ohem"),
-        ({"ohem_reduction": "mean"}, "--ohem_reduction mean: expected one of kept, labelled, all"),
-        ({"ohem_threshold": 1.5}, "--ohem_threshold 1.5: expected 0 <= value <= 1"),
-        ({"ohem_min_kept": -1}, "--ohem_min_kept -1: expected at least 0"),
-    ],
-)
-def test_wrong_settings(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        arguments(tmp_path, **changes)
+RUNNING = [{"name": "cross_entropy"}, {"name": "confusion_focal", "weight": 0.5, "momentum": 0.5}]
 
 
-def test_mask_models_have_a_loss_of_their_own(tmp_path):
-    config = AutoConfig.for_model("vss_maskformer")
-    assert pixel_loss(arguments(tmp_path), config) is None
-    with pytest.raises(ValueError, match="--loss ohem: vss_maskformer classifies masks, not pixels"):
-        pixel_loss(arguments(tmp_path, loss="ohem"), config)
+def test_a_running_confusion_goes_on_after_a_resume(root, tmp_path):
+    """To the last bit; and micro-batches of a step count together."""
+    settings = dict(losses=RUNNING, save_strategy="steps", save_steps=2, max_steps=4)
+    whole = make_trainer(root, tmp_path / "whole", **settings)
+    whole.train()
+    again = make_trainer(root, tmp_path / "again", **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    found, expected = (trainer.pixel_loss.terms[1][1].matrix for trainer in (again, whole))
+    assert expected.sum().item() == pytest.approx(1 - 0.5**4, rel=1e-5) and torch.equal(found, expected)
+    assert losses(again)[-2:] == losses(whole)[-2:]
+
+    matrices = []
+    for size in (8, 2):
+        settings = dict(per_device_train_batch_size=size, gradient_accumulation_steps=8 // size, max_steps=1)
+        trainer = make_trainer(
+            root, tmp_path / str(size), model=tiny_model(root, FrozenNorms), losses=RUNNING, **settings
+        )
+        trainer.train()
+        matrices.append(trainer.pixel_loss.terms[1][1].matrix)
+    torch.testing.assert_close(*matrices)

@@ -182,6 +182,23 @@ def test_sgd_with_momentum_decay_and_polynomial_rate(root, tmp_path):
     assert logged == pytest.approx([0.05 * (1 - step / 5) ** 0.9 for step in range(5)], rel=1e-9)
 
 
+def test_clipping_is_by_the_norm_over_all_groups(root, tmp_path):
+    """MaskFormer's "full model" clipping at 0.01; the log has the norm before."""
+    settings = {"optim": "sgd", "learning_rate": 0.5, "backbone_learning_rate": 0.5, "weight_decay": 0.0}
+    trainer = make_trainer(root, tmp_path, max_steps=1, max_grad_norm=0.01, **settings)
+    before = [parameter.detach().double() for parameter in trainer.model.parameters()]
+    trainer.train()
+    moved = [(p.detach().double() - b).square().sum() for p, b in zip(trainer.model.parameters(), before, strict=True)]
+    assert torch.stack(moved).sum().sqrt() == pytest.approx(0.5 * 0.01, rel=1e-3)
+    [norm] = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert norm > 0.01
+
+
+def test_nesterov(root, tmp_path):
+    trainer = make_trainer(root, tmp_path, optim="sgd", optim_args="momentum=0.9,nesterov=true")
+    assert {(g["momentum"], g["nesterov"]) for g in trainer.create_optimizer().param_groups} == {(0.9, True)}
+
+
 @pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"])
 def test_groups_with_every_optimizer(root, tmp_path, name):
     trainer = make_trainer(

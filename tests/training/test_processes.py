@@ -16,11 +16,23 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
-from tiny import losses, make_data, make_default_data, write_recipe
+from tiny import (
+    FrozenNorms,
+    losses,
+    make_data,
+    make_default_data,
+    make_trainer,
+    tiny_model,
+    training_data,
+    write_recipe,
+)
 from two_processes import CONFIGS, EXACT, NORMS, STEPS, launched, norm_inputs
 
 from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.segmenter import VideoSegmenter
+from vss_hf.modeling.loading import load_segmentation_model
+from vss_hf.training.batchnorm import first_batches, recalibrate_batchnorm
+from vss_hf.training.draws import DrawOrder
 from vss_hf.training.sharded import check_fsdp
 
 
@@ -344,3 +356,30 @@ def test_a_damaged_training_frame_ends_all_processes(tmp_path):
     done = start(TORCHRUN, TRAIN, recipe)
     assert done.returncode != 0 and "00000001.png" in done.stderr
     assert not (tmp_path / "out" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_swa_in_two_processes(root, tmp_path):
+    """All count the same BatchNorm statistics, from the batches of both; a sharded run has the average of one process.
+
+    Expected are the statistics that one process counts from the same four batches.
+    """
+    ranks = reports(run_part("swa", root, tmp_path))
+    assert ranks[0]["statistics"] == ranks[1]["statistics"] and ranks[0]["scores"] == ranks[1]["scores"]
+    folders = [tmp_path / name for name in ("swa_model", "swa_sharded_model")]
+    model = load_segmentation_model(folders[0])
+    counted = {name: torch.tensor(value) for name, value in ranks[0]["statistics"].items()}
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in counted.items())
+    recalibrate_batchnorm(model, first_batches(training_data(root), DrawOrder(2), 4))
+    for name, tensor in counted.items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+    assert all(rank["sharded"]["during"] for rank in ranks)
+    settings = {**two_processes.SETTINGS, "ema_decay": 0.0, "max_steps": 5, "swa_every": 2}
+    model = tiny_model(root, FrozenNorms)
+    one = make_trainer(root, tmp_path / "one", model=model, per_device_train_batch_size=4, **settings)
+    one.train()
+    sharded = load_segmentation_model(folders[1]).state_dict()
+    with one.averaged_weights() as model:
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(sharded[name], tensor, rtol=1e-5, atol=1e-5, msg=name)

@@ -7,7 +7,9 @@ import pytest
 import yaml
 from tiny import HEADS, RESNET, write_recipe
 
-from vss_hf.training.recipe import RECIPES, SECTIONS, load_recipe, parse_overrides
+from vss_hf.training.recipe import SECTIONS, load_recipe, parse_overrides
+from vss_hf.training.recipe_files import RECIPES
+from vss_hf.training.stages import has_stages, load_stages
 
 
 @pytest.fixture
@@ -35,8 +37,11 @@ def test_full_file(recipe_file, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_shipped_recipes(name):
-    recipe = load(name, "--data.root", "videos")
-    assert recipe.training.max_steps > 0 and recipe.training.output_dir == f"runs/{name}"
+    words = ["--data.root", "videos"]
+    recipes = [stage.recipe for stage in load_stages(name, words)] if has_stages(name) else [load(name, *words)]
+    for recipe in recipes:
+        assert recipe.training.max_steps > 0
+        assert recipe.training.output_dir == f"runs/{name}" + (f"/{recipe.stage}" if recipe.stage else "")
 
 
 def test_overrides_by_bare_and_dotted_name(recipe_file):
@@ -150,7 +155,8 @@ def test_wrong_names(recipe_file, words, message):
         (["--model.init_from", "x", "--model.preset", "ocrnet-swin-tiny"], "model.init_from is a whole model"),
         (["--model.init_from", "x", "--backbone_weights", "y"], "model.init_from is a whole model; leave out preset"),
         (["--ema_decay", "1"], "--ema_decay 1: expected 0 <= value < 1"),
-        (["--class_weighting", "inverse"], "--class_weighting inverse: expected one of none, inverse_sqrt"),
+        (["--losses", "[{name: ohm}]"], r"training.losses\[0\].name: there is no loss 'ohm'; did you mean 'ohem'"),
+        (["--losses", "[{name: ohem}, {name: ohem, min_keep: 1}]"], r"losses\[1\] has no field 'min_keep'; did"),
         (["--backbone_learning_rate", "-1"], "--backbone_learning_rate -1: expected at least 0"),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0: expected at least 1"),
         (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps 0: expected at least 1"),
@@ -204,8 +210,8 @@ def test_ambiguous_name(recipe_file, monkeypatch):
         load(recipe_file, "--root", "x")
 
 
-def test_unknown_recipe_lists_the_shipped():
-    with pytest.raises(FileNotFoundError, match="no recipe 'camvid': neither a file nor one of .*camvid-ocrnet"):
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(FileNotFoundError, match="no recipe 'camvid': neither a file nor a .*; did you mean camvid-"):
         load("camvid")
 
 

@@ -19,7 +19,7 @@ from vss_hf.data.splits import open_split
 from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.training.recipe import ModelRecipe, load_recipe
-from vss_hf.training.run import build_model, class_weights, main
+from vss_hf.training.run import build_model, class_pixels, main
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def run(root, tmp_path_factory):
     """A finished run: (recipe file, output folder, model folder)."""
     folder = tmp_path_factory.mktemp("run")
     recipe = write_recipe(folder / "recipe.yaml", root, folder / "out")
-    words = ["--ema_decay=0.5", "--class_weighting", "inverse_sqrt", "--model.config.classifier_dropout", "0.1"]
+    words = ["--ema_decay=0.5", "--losses=[{name: cross_entropy, class_weights: inverse_sqrt}]", "--model.config.classifier_dropout", "0.1"]
     return recipe, folder / "out", main([str(recipe), *words])
 
 
@@ -210,7 +210,7 @@ def test_length_in_passes_over_the_data(root, tmp_path):
 # --- class weights, labels
 
 
-def test_class_weights_against_a_slow_recount(root):
+def test_class_pixels_against_a_slow_recount(root):
     names = [name for name in NAMES if name != "others"]
     pixels = dict.fromkeys(names, 0)
     for video, frames in (("a", 4), ("b", 3)):
@@ -218,27 +218,22 @@ def test_class_weights_against_a_slow_recount(root):
             for value in mask_values(video, number).ravel().tolist():
                 for name in names:
                     pixels[name] += NAMES[name] == value
-    mean = sum(pixels.values()) / len(names)
-    expected = [(mean / pixels[name]) ** 0.5 for name in names]
-    weights = class_weights([open_split(root, "train")])
-    assert weights.dtype == torch.float32
-    assert weights.tolist() == pytest.approx(expected, rel=1e-6)
+    assert class_pixels([open_split(root, "train")]).tolist() == list(pixels.values())
 
 
-def test_absent_class_weighs_as_the_rarest(tmp_path, root):
+def test_absent_class_has_no_pixels(tmp_path, root):
     with_absent = make_data(tmp_path / "videos", {"train": {"a": 4, "b": 3}}, {**NAMES, "ghost": 9, "spirit": 3})
-    weights = class_weights([open_split(with_absent, "train")])
-    present = class_weights([open_split(root, "train")])
-    names = ClassList.from_root(with_absent).names
-    by_name = dict(zip(names, weights.tolist(), strict=True))
-    assert by_name["ghost"] == by_name["spirit"] == pytest.approx(float(present.max()))
-    assert [by_name[name] for name in ("road", "sky", "tree")] == pytest.approx(present.tolist())
+    pixels = class_pixels([open_split(with_absent, "train")])
+    by_name = dict(zip(ClassList.from_root(with_absent).names, pixels.tolist(), strict=True))
+    assert by_name["ghost"] == by_name["spirit"] == 0
+    present = class_pixels([open_split(root, "train")]).tolist()
+    assert [by_name[name] for name in ("road", "sky", "tree")] == present
 
 
 def test_nothing_to_weigh(tmp_path):
     root = make_data(tmp_path / "videos", {"train": {"a": 1}}, {"others": 0, "ghost": 9})
     with pytest.raises(ValueError, match="split 'train' of .*no labelled pixel"):
-        class_weights([open_split(root, "train")])
+        class_pixels([open_split(root, "train")])
 
 
 def test_values_outside_the_table_are_ignored(root):

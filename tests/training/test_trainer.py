@@ -98,12 +98,9 @@ def test_loss_is_the_mean_over_labelled_pixels_of_the_step(root, tmp_path):
 
 
 def test_class_weights(root, tmp_path):
-    """In a run: sum of weight * cross entropy over the labelled pixels of the step, 1/n as in the paper.
-
-    A batch by itself, without the step's count, has torch's weighted mean, which divides by the sum of the weights.
-    """
+    """Sum of weight * cross entropy over the labelled pixels of the step, 1/n as in the paper."""
     weights = torch.tensor([0.5, 2.0, 7.0])
-    trainer = make_trainer(root, tmp_path, class_weights=weights)
+    trainer = make_trainer(root, tmp_path, losses=[{"name": "cross_entropy", "class_weights": weights.tolist()}])
     model = trainer.model.train()
     samples = [trainer.train_dataset[draw] for draw in range(3)]
     batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
@@ -114,18 +111,15 @@ def test_class_weights(root, tmp_path):
         labels, expected = batch["labels"], 0
         for logits, head_weight in ((outputs.logits, 1.0), (outputs.auxiliary_logits[0], 0.4)):
             upsampled = F.interpolate(logits.double(), size=labels.shape[1:], mode="bilinear")
-            settings = dict(weight=weights.double(), ignore_index=255)
-            if num_items is None:
-                expected += head_weight * F.cross_entropy(upsampled, labels, **settings)
-            else:
-                expected += head_weight * F.cross_entropy(upsampled, labels, **settings, reduction="sum") / num_items
+            total = F.cross_entropy(upsampled, labels, weights.double(), ignore_index=255, reduction="sum")
+            expected += head_weight * total / (num_items or (labels != 255).sum())
         assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["images", "weighted images", "clips", "weighted clips"])
 def test_gradient_accumulation_equals_a_large_batch(root, tmp_path, kind):
     """With frozen BatchNorm, so that samples do not see each other, and SGD, which keeps small errors small."""
-    weights = torch.tensor([0.5, 2.0, 7.0]) if "weighted" in kind else None
+    weighted = [{"name": "cross_entropy", "class_weights": [0.5, 2.0, 7.0]}] if "weighted" in kind else []
     runs = []
     for batch_size, accumulation in ((8, 1), (4, 2), (2, 4)):
         trainer = make_trainer(
@@ -133,7 +127,7 @@ def test_gradient_accumulation_equals_a_large_batch(root, tmp_path, kind):
             tmp_path / f"{accumulation}",
             model=tiny_clip_model(root) if "clips" in kind else tiny_model(root, FrozenNorms),
             data=training_clips(root) if "clips" in kind else training_data(root),
-            class_weights=weights,
+            losses=weighted,
             per_device_train_batch_size=batch_size,
             gradient_accumulation_steps=accumulation,
             optim="sgd",

@@ -1,4 +1,4 @@
-"""TBN-ViT's recipes one after the other, with a small network on small data."""
+"""TBN-ViT's two stages, with a small network on small data."""
 
 import pytest
 import yaml
@@ -6,8 +6,8 @@ from tiny import make_default_data, state_of
 from transformers import AutoModel
 
 from vss_hf.training import run
-from vss_hf.training.losses import ohem_cross_entropy
-from vss_hf.training.recipe import RECIPES, load_recipe
+from vss_hf.training.loss_terms import ohem_cross_entropy
+from vss_hf.training.stages import load_stages
 from vss_hf.training.trainer import VSSTrainer
 
 
@@ -31,6 +31,7 @@ TINY = [
 ]
 SHORT = (
     "--crop_size=[32, 48] --max_steps=3 --eval_steps=3 --save_steps=3 --logging_steps=1 --bf16=false --use_cpu=true"
+    " --global_batch_size=1"
 )
 SHORT = [*SHORT.replace("[32, 48]", "[32,48]").split(), "--dataloader_num_workers=0", "--report_to=none"]
 
@@ -51,9 +52,8 @@ def test_stages_of_tbn_vit(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "VSSTrainer", Watched)
     monkeypatch.setattr(Watched, "seen", [])
     root = make_default_data(tmp_path / "videos")
-    words = [f"--data.root={root}", *SHORT]
-    one = run.main(["tbn-vit-stage1", *words, *TINY, f"--output_dir={tmp_path}/one"])
-    two = run.main(["tbn-vit-stage2", *words, f"--model.init_from={one}", f"--output_dir={tmp_path}/two"])
+    run.main(["tbn-vit", f"--data.root={root}", *SHORT, *TINY, f"--output_dir={tmp_path}"])
+    one, two = (tmp_path / name / "model" for name in ("stage1", "stage2"))
     first, second = Watched.seen
 
     # The second stage starts where the first one ended, and moves on.
@@ -64,10 +64,12 @@ def test_stages_of_tbn_vit(tmp_path, monkeypatch):
     assert moved == {"backbone", "spatial_path", "context_path", "fusion", "decode_head", "auxiliary_heads"}
 
     assert first.pixel_loss is None  # the model's own cross entropy
-    assert second.pixel_loss.func is ohem_cross_entropy
-    keywords = {k: v for k, v in second.pixel_loss.keywords.items() if k != "class_weights"}
-    assert keywords == {"threshold": 0.7, "min_kept": 100_000, "reduction": "kept"}
-    assert yaml.safe_load((two / "training_recipe.yaml").read_text())["training"]["loss"] == "ohem"
+    ((weight, loss),) = second.pixel_loss.terms
+    assert weight == 1 and loss.func is ohem_cross_entropy
+    settings = {"threshold": 0.7, "min_kept": 100_000, "reduction": "kept"}
+    assert loss.keywords == {**settings, "class_weights": None}
+    saved = yaml.safe_load((two / "training_recipe.yaml").read_text())
+    assert saved["training"]["losses"] == [{"name": "ohem", **settings}]
 
     for trainer, of_context, of_others in ((first, 2e-3, 2e-3), (second, 2e-4, 5e-4)):
         names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
@@ -85,11 +87,8 @@ def test_stages_of_tbn_vit(tmp_path, monkeypatch):
 
 
 def test_both_stages_train_on_the_same_samples():
-    one, two = (load_recipe(f"tbn-vit-{stage}", ["--data.root", "videos"]) for stage in ("stage1", "stage2"))
+    one, two = (stage.recipe for stage in load_stages("tbn-vit", ["--data.root", "videos"]))
     assert one.augmentation == two.augmentation and one.augmentation.crop_size == (479, 479)
     assert one.training.max_grad_norm == two.training.max_grad_norm == 0
     for recipe in (one, two):
-        processes = yaml.safe_load((RECIPES.parent / "accelerate_configs" / "ddp_8gpu.yaml").read_text())[
-            "num_processes"
-        ]
-        assert recipe.training.per_device_train_batch_size * processes == 8 and recipe.training.sync_batchnorm
+        assert recipe.training.global_batch_size == 8 and recipe.training.sync_batchnorm

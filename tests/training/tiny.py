@@ -174,7 +174,7 @@ def arguments(output_dir: Path, **changes) -> VSSTrainingArguments:
     return VSSTrainingArguments(output_dir=str(output_dir), **{**fields, **changes})
 
 
-def make_trainer(root: Path, output_dir: Path, *, model=None, data=None, class_weights=None, **changes) -> VSSTrainer:
+def make_trainer(root: Path, output_dir: Path, *, model=None, data=None, **changes) -> VSSTrainer:
     """A Trainer on the tiny data; `changes` are training arguments."""
     args = arguments(output_dir, **changes)
     return VSSTrainer(
@@ -183,7 +183,6 @@ def make_trainer(root: Path, output_dir: Path, *, model=None, data=None, class_w
         train_dataset=training_data(root, args.draw_seed) if data is None else data,
         eval_data=(root, "val"),
         processing_class=VSSImageProcessor(),
-        class_weights=class_weights,
     )
 
 

@@ -38,7 +38,13 @@ CONFIGS = Path(vss_hf.training.__file__).parent / "accelerate_configs"
 STEPS = 6
 EXACT = {  # cases in which one process and two must agree
     "plain": {},
-    "weighted": {"class_weights": torch.tensor([0.5, 2.0, 7.0])},
+    "weighted": {
+        "losses": [
+            {"name": "cross_entropy", "class_weights": [0.5, 2.0, 7.0]},
+            {"name": "confusion_focal", "matrix": "running", "momentum": 0.5},
+        ]
+    },
+    "distilled": {"distilled": True},
     "stream": {"streaming": True},
     "mixed": {"mixed": True},
     "clips": {"clips": True},
@@ -78,18 +84,33 @@ def run(root: Path, output_dir: Path, batch_size: int, case: str):
         model = tiny_clip_model(root)
     else:
         model = tiny_model(root) if synchronised else tiny_model(root, FrozenNorms)
+    entries = EXACT[case].get("losses", [])
+    if EXACT[case].get("distilled", False):
+        teacher = save_teacher(root, output_dir / "teacher")
+        entries = [{"name": "self_distillation", "teacher": str(teacher)}]
     trainer = make_trainer(
         root,
         output_dir,
         model=model,
         data=data,
-        class_weights=EXACT[case].get("class_weights"),
+        losses=entries,
         per_device_train_batch_size=batch_size,
         sync_batchnorm=synchronised,
         **SETTINGS,
     )
     trainer.train()
     return trainer, recorder.seen
+
+
+def save_teacher(root: Path, folder: Path) -> Path:
+    """A model folder with other weights than those that the runs start from."""
+    model = tiny_model(root)
+    torch.manual_seed(7)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)  # of several processes the first one writes
+    PartialState().wait_for_everyone()
+    return folder
 
 
 def report(trainer) -> dict:
@@ -240,7 +261,20 @@ def more_sharded(root: Path, out: Path) -> dict:
     return found
 
 
-PARTS = {"quick": quick, "more_sharded": more_sharded}
+def swa(root: Path, out: Path) -> dict:
+    """Snapshots after steps 2 and 4 of 5, of a model with BatchNorms that learn and of a sharded one."""
+    settings = {**SETTINGS, "ema_decay": 0.0, "max_steps": 5, "swa_every": 2, "swa_batchnorm_batches": 4}
+    trainer = make_trainer(root, out / "run", per_device_train_batch_size=2, **settings)
+    trainer.train()
+    found = {"scores": report(trainer)["scores"], "saved": save_folder(trainer, out / "swa_model")}
+    found["statistics"] = {k: t.tolist() for k, t in trainer.swa.module.state_dict().items() if "running" in k}
+    use_settings_of_fsdp()
+    trainer = sharded_run(root, out / "sharded", **settings)
+    found["sharded"] = {"during": is_sharded(trainer.model), "saved": save_folder(trainer, out / "swa_sharded_model")}
+    return found
+
+
+PARTS = {"quick": quick, "more_sharded": more_sharded, "swa": swa}
 
 
 def main(part: str, root: Path, out: Path) -> None:

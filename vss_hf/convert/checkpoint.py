@@ -1,9 +1,6 @@
 """From an official checkpoint file to a model folder that `from_pretrained` loads."""
 
 import hashlib
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vss_hf.files import full_disk_error, is_full_disk, write_json
+from vss_hf.files import check_new_folder, new_folder, write_json
 from vss_hf.modeling.architectures import config_from_preset, model_class, presets
 from vss_hf.modeling.backbone import build_backbone
 from vss_hf.modeling.backbone_presets import backbone_fields, known_backbones
@@ -73,8 +70,7 @@ def convert_checkpoint(
     out, config = Path(out), find_config(arch)  # what is quickly seen comes before gigabytes are read
     if fields:
         config = with_fields(config, fields)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is already there and not empty; give another folder to --out, or remove it")
+    check_new_folder(out)
     tensors = read_reference_file(checkpoint)
     num_labels = None
     if hasattr(config, "backbone_config"):
@@ -94,28 +90,6 @@ def convert_checkpoint(
             VSSImageProcessor().save_pretrained(partial)  # ImageNet's mean and deviation, as all these sources use
         write_json(partial / "conversion.json", {**origin, "not_used": report.unused, "kept_new": report.kept})
     return Converted(out, report, num_labels)
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a folder beside `path` to fill; without an error it becomes `path`, otherwise it is removed.
-
-    Raises:
-        OSError: the disk is full.
-    """
-    partial = path.with_name(f"{path.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if path.is_dir():
-            path.rmdir()  # empty, or this says so
-        partial.rename(path)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if is_full_disk(error):
-            raise full_disk_error(path) from error
-        raise
 
 
 def sha256(path: str | Path) -> str:

@@ -25,6 +25,7 @@ from .splits import LabelledSplit
 FORMAT = 1  # of the JSON
 _PLAIN = ("dataset", "split", "source", "table", "num_videos", "num_frames", "void_pixels")
 FREQUENT, RARE = 0.10, 0.02  # of the videos: where the head begins and the tail ends
+CLASS_WEIGHTS = ("inverse_sqrt", "literal_sqrt", "inverse", "effective_number")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,17 +91,15 @@ class LabelStatistics:
         """Weights of the classes in a loss, float64 (C,).
 
         Args:
-            kind: "inverse_sqrt", see `inverse_sqrt_weights`.
+            kind: one of CLASS_WEIGHTS, see `weights_of_classes`.
 
         Raises:
             ValueError: no such kind, or nothing is labelled.
         """
-        if kind != "inverse_sqrt":
-            raise ValueError(f"class weights {kind!r}: unknown; expected inverse_sqrt")
         if not self.pixels.any():
             where = f"split {self.split!r} of {self.dataset}"
             raise ValueError(f"{where}: no labelled pixel, so there are no class weights")
-        return inverse_sqrt_weights(self.pixels)
+        return weights_of_classes(self.pixels, kind)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON; the opposite of `from_dict`."""
@@ -183,20 +182,34 @@ def statistics_of(scan: LabelScan) -> LabelStatistics:
     )
 
 
-def inverse_sqrt_weights(pixels: np.ndarray) -> np.ndarray:
-    """sqrt(mean pixels of the classes that occur / pixels of the class): BetterThing's pixel-distribution weights.
-
-    The paper prints the fraction upside down (its sec. 4.2.1 weighs frequent classes up); this is the form that does
-    what its text wants. Classes that are absent get the weight of the rarest present one.
+def weights_of_classes(pixels: np.ndarray, kind: str = "inverse_sqrt") -> np.ndarray:
+    """Weights of the classes in a loss, from their pixels: 1 for a class with the mean number m of pixels.
 
     Args:
-        pixels: (C,), of each class; at least one is not 0.
+        pixels: (C,), n of each class; at least one is not 0. m is the mean over the classes that occur.
+        kind: "inverse_sqrt", sqrt(m / n): BetterThing's pixel-distribution weights as its text wants them;
+            "literal_sqrt", sqrt(n / m): as its sec. 4.2.1 prints them, which weighs frequent classes up;
+            "inverse", m / n;
+            "effective_number", (1 - 1 / e) / (1 - exp(-n / m)): Cui et al., CVPR 2019, with beta = 1 - 1 / m, which
+            is like "inverse" for rare classes and levels off for frequent ones.
 
     Returns:
-        float64 (C,).
+        float64 (C,). Classes that are absent get the weight of the rarest present one.
+
+    Raises:
+        ValueError: no such kind.
     """
     present = pixels > 0
-    return np.sqrt(pixels[present].mean() / np.where(present, pixels, pixels[present].min()))
+    relative = np.where(present, pixels, pixels[present].min()) / pixels[present].mean()
+    if kind == "inverse_sqrt":
+        return relative**-0.5
+    if kind == "literal_sqrt":
+        return relative**0.5
+    if kind == "inverse":
+        return 1 / relative
+    if kind == "effective_number":
+        return np.expm1(-1) / np.expm1(-relative)
+    raise ValueError(f"class weights {kind!r}: unknown; expected {', '.join(CLASS_WEIGHTS)}")
 
 
 def frame_weights(

@@ -144,6 +144,7 @@ def evaluate_model(
     vc_protocol: str = "vspw-official",
     batch_size: int = 4,
     num_workers: int = 0,
+    with_confusion: bool = False,
     progress: Callable[[Iterator, int], Iterator] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on the labelled videos of a split, at the size of the ground truth.
@@ -164,13 +165,15 @@ def evaluate_model(
         batch_size: frames per forward pass of an image model; a batch holds frames of one video. A video model takes
             one at a time, in order.
         num_workers: processes that decode.
+        with_confusion: add `confusion` to the results.
         progress: wraps the first process's iterator of frames (given with their number), e.g. for a progress bar.
 
     Returns:
         Dictionary for `--json`: protocols, split, dataset, videos, frames, mean_iou, frequency_weighted_iou,
         pixel_accuracy, mean_accuracy, per_class_iou (name: value or None), vc8, vc16, vc_clips, frames_per_second
         (preprocessing, model and label map, of all processes together; without decoding and scoring), model,
-        versions, hardware; and source and table, where the data set is not simply in VSPW's layout.
+        versions, hardware; and source and table, where the data set is not simply in VSPW's layout. `confusion` is
+        the pixels of every pair of classes, a list of rows, one for each true class.
 
     Raises:
         ValueError: the split has no masks, the model's classes are not the data set's, or the processes see different
@@ -217,6 +220,7 @@ def evaluate_model(
         "frames_per_second": results["frames"] / seconds if seconds else None,
         "model": Path(str(segmenter.model.config.name_or_path)).name or type(segmenter.model).__name__,
         **environment(segmenter.model.device),
+        **({"confusion": scores.confusion.counts.tolist()} if with_confusion else {}),
     }
 
 
