@@ -305,7 +305,7 @@ VIDEO_CASES = {
 
 
 def batch_of(root, model):
-    samples = [tiny_data(root)[draw, draw] for draw in range(3)]
+    samples = [tiny_data(root)[draw] for draw in range(3)]
     return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
 
