@@ -130,7 +130,10 @@ def check_classes(sources: list[OpenedSource], evaluated: LabelledSplit) -> None
         difference = f"{len(names)} classes, expected {len(expected)}"
         if first is not None:
             difference = f"class {first} is {names[first]!r}, expected {expected[first]!r}"
-        advice = "one class list is needed for all"
+        advice = (
+            "one class list is needed for all, and tables lead to VSPW's classes only; for others write masks in them "
+            "and open those with source: folder"
+        )
         if source.recipe.table is None and expected == VSPW.names:
             advice = f"table: default turns {source.recipe.source} into VSPW's classes"
         elif evaluated.table is None and names == VSPW.names:
