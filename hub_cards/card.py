@@ -16,12 +16,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 
 from .architectures import ARCHITECTURES, BACKBONE_PAPERS
+from .card_data import dataset_tags, hub_id, known_terms, recorded_sources, source_in_words
 from .card_text import (
     cell,
     check_names,
     is_ours,
     kept_text,
-    last_part,
+    number,
     options_of,
     read_card,
     render,
@@ -29,7 +30,8 @@ from .card_text import (
     scrub,
     with_stamp,
 )
-from .eval_results import HUB_ID, METRICS, model_index, scored, slug
+from .dataset_terms import Terms
+from .eval_results import HUB_ID, METRICS, model_index, other_classes, scored
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -45,27 +47,18 @@ CONFIG_KINDS = {
     "model_type": str, "id2label": dict, "backbone_config": dict, "in_indices": list, "frame_offsets": list,
 }  # fmt: skip
 BACKBONE_KINDS = {"model_type": str, "backbone": str, "depths": list, "out_features": list}
-RUN_KINDS = {"dataset": str, "split": str, "train_split": str, "hardware": str, "versions": dict, "date": str}
+RUN_KINDS = {
+    "dataset": str,
+    "source": str,
+    "table": str,
+    "split": str,
+    "train_split": str,
+    "hardware": str,
+    "versions": dict,
+    "date": str,
+}
 STATISTICS = ("running_mean", "running_var", "empty_weight")  # float tensors that are not learned
 KIND_WORDS = {str: "text", dict: "names with values", list: "a list", int: "a whole number"}
-LOCAL_FOLDERS = (".", "..", "data", "datasets", "runs", "out", "outputs", "models", "checkpoints")
-# Data sets whose terms a reader must know: a part of the name, terms, paper. The first that fits counts, so that
-# "camvid_vspw" (CamVid in VSPW's layout) is CamVid.
-DATASETS = (
-    (
-        "camvid",
-        "CamVid is offered for research; ask its authors before any other use of it or of models made from it.",
-        'G. Brostow, J. Fauqueur, R. Cipolla, "Semantic Object Classes in Video: A High-Definition Ground Truth '
-        'Database", Pattern Recognition Letters 30(2), 2009 (CamVid)',
-    ),
-    (
-        "vspw",
-        "VSPW is licensed for non-commercial research only; check its terms before any other use of models made from "
-        "it.",
-        'J. Miao, Y. Wei, Y. Wu, C. Liang, G. Li, Y. Yang, "VSPW: A Large-scale Dataset for Video Scene Parsing in '
-        'the Wild", CVPR 2021 (data set and video consistency)',
-    ),
-)
 
 
 def write_card(folder: str | Path, **overrides: Any) -> Path:
@@ -162,11 +155,8 @@ def render_card(
     name = repo_id or folder.resolve().name
     given_title = title
     title = title or (name.split("/")[-1] if name != "model" else folder.resolve().parent.name)  # <output_dir>/model
-    members = _members(folder)
-    averaged_data = list(dict.fromkeys(str(name) for member in members for name in member["trained_on"]))
-    training_data = trained.get("dataset") or flat.get("data.root") or ", ".join(averaged_data)
-    training_data = _dataset_label(str(training_data)) if training_data else None
-    known = _known_datasets([training_data, *averaged_data, results["dataset"] if results else None])
+    sources = recorded_sources(trained, flat, folder / "train_results.json") or averaged_data(_members(folder))
+    known = known_terms([*sources, results] if results else sources)
     labels = [str(label) for label in (config.get("id2label") or {}).values()]
     recipe_text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip() if recipe else ""
 
@@ -177,9 +167,9 @@ def render_card(
         library_name="vss_hf",
         pipeline_tag="image-segmentation",
         tags=["vss_hf", "video-semantic-segmentation", "semantic-segmentation", config.get("model_type", "unknown")],
-        datasets=[dataset_id or _dataset_tag(training_data)] if dataset_id or training_data else None,
+        datasets=dataset_tags(sources, results, dataset_id),
         metrics=["mean_iou", "accuracy"] if results else None,
-        base_model=base_model or _hub_id(flat.get("model.init_from")) or _hub_id(flat.get("model.backbone_weights")),
+        base_model=base_model or hub_id(flat.get("model.init_from")) or hub_id(flat.get("model.backbone_weights")),
         model_name=title if results else None,
         eval_results=model_index(results, dataset_id) if results else None,
     )
@@ -196,8 +186,7 @@ def render_card(
         source=name,
         is_video_model=is_video_model,
         auto_class="AutoModel" if is_video_model else "AutoModelForSemanticSegmentation",
-        training_data=training_data,
-        training_coverage=_coverage(trained),
+        training_data=[source_in_words(source, alone=len(sources) == 1) for source in sources],
         labels=labels,
         training_rows=_training_rows(flat, trained),
         stage_rows=_stage_rows(stages),
@@ -209,7 +198,7 @@ def render_card(
         license=license or "unknown",
         license_name=license_name,
         license_link=license_link,
-        notices=[terms for _, terms, _ in known],
+        notices=[terms.of_models for terms in known],
         references=_references(config, known),
         notes=notes,
         **(_results_context(results) if results else {}),
@@ -275,6 +264,12 @@ def _members(folder: Path) -> list[dict[str, Any]]:
     return members
 
 
+def averaged_data(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the members of an average were trained on, by name."""
+    names = dict.fromkeys(str(name) for member in members for name in member["trained_on"])
+    return [{"dataset": name} for name in names]
+
+
 def _averaging(folder: Path) -> list[str]:
     """A sentence about the members of an average."""
     if not (members := _members(folder)):
@@ -322,7 +317,7 @@ def count_parameters(folder: str | Path) -> int:
 def _results_context(results: Mapping[str, Any]) -> dict[str, Any]:
     """What the Results section and the sentence about weak classes need."""
     values = {key: value for key, _, _, value in scored(results)}
-    iou = {name: _number(value) for name, value in results["per_class_iou"].items()}
+    iou = {name: number(value) for name, value in results["per_class_iou"].items()}
     ranked = sorted(((value, name) for name, value in iou.items() if value is not None), key=lambda pair: -pair[0])
     absent = [name for name, value in iou.items() if value is None]
     clips = [f"{count} clips of {key.strip('vc')} frames" for key, count in results["vc_clips"].items() if count]
@@ -332,12 +327,13 @@ def _results_context(results: Mapping[str, Any]) -> dict[str, Any]:
             (name, results[which] or "not stated", f"{values[key]:.4f}" if key in values else "–")
             for key, name, which in METRICS
         ],
+        "other_classes": other_classes(results),
         "clips": " and ".join(clips),
         "without_clips": [key.upper() for key in ("vc8", "vc16") if key not in values],
         "class_rows": [(name, f"{value:.4f}") for value, name in ranked] + [(name, "–") for name in absent],
         "absent": len(absent),
         "weakest": ", ".join(weakest) if len(ranked) > 5 else "",
-        "frames_per_second": _number(results["frames_per_second"]),
+        "frames_per_second": number(results["frames_per_second"]),
     }
 
 
@@ -351,9 +347,9 @@ def _training_rows(flat: Mapping[str, Any], trained: Mapping[str, Any]) -> list[
     for key, label in (("steps", "steps done"), ("best_step", "best step"), ("samples", "samples seen")):
         if trained.get(key) is not None:
             rows.append((label, trained[key]))
-    if (seconds := _number(trained.get("seconds"))) is not None:
+    if (seconds := number(trained.get("seconds"))) is not None:
         rows.append(("duration", _duration(seconds)))
-    if (loss := _number(trained.get("train_loss"))) is not None:
+    if (loss := number(trained.get("train_loss"))) is not None:
         rows.append(("mean training loss", f"{loss:.4f}"))
     return rows
 
@@ -366,7 +362,7 @@ def _stage_rows(stages: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         start = flat.get("model.init_from") or flat.get("model.preset") or "a new model"
         result_of = [f"the result of {earlier}" for earlier in stages if str(start).endswith(f"{earlier}/model")]
         start = result_of[0] if result_of else scrub(start)
-        value = _number(told.get("mean_iou"))
+        value = number(told.get("mean_iou"))
         rows.append((name, start, told.get("steps", "–"), "–" if value is None else f"{value:.4f}"))
     return rows
 
@@ -382,52 +378,20 @@ def _environment_rows(results: Mapping[str, Any], trained: Mapping[str, Any]) ->
     return rows
 
 
-def _coverage(trained: Mapping[str, Any]) -> str:
-    """', split train, 367 labelled frames', as far as recorded."""
-    split = f", split {cell(trained['train_split'])}" if trained.get("train_split") else ""
-    frames = f", {trained['train_frames']} labelled frames" if trained.get("train_frames") is not None else ""
-    return split + frames
-
-
 def _counted(source: Mapping[str, Any], key: str) -> str:
     """'3 videos', '1 video' or 'number of videos not recorded'."""
     count = source.get(key)
     return f"number of {key} not recorded" if count is None else f"{count} {key if count != 1 else key[:-1]}"
 
 
-def _dataset_label(data: str) -> str:
-    """A Hub id as it is; of a local path the last part."""
-    return _hub_id(data) or last_part(data)
-
-
-def _dataset_tag(data: str | None) -> str:
-    return _hub_id(data) or slug(str(data))
-
-
-def _hub_id(value: Any) -> str | None:
-    """The value, if it can only be "owner/name" on the Hub; a relative path of two parts looks just the same."""
-    if not isinstance(value, str) or not HUB_ID.fullmatch(value):
-        return None
-    return None if value.split("/")[0] in LOCAL_FOLDERS or Path(value).exists() else value
-
-
-def _known_datasets(names: list[str | None]) -> list[tuple[str, str, str]]:
-    known = []
-    for name in names:
-        match = next((data for data in DATASETS if data[0] in str(name or "").lower()), None)
-        if match and match not in known:
-            known.append(match)
-    return known
-
-
-def _references(config: Mapping[str, Any], known: list[tuple[str, str, str]]) -> list[str]:
+def _references(config: Mapping[str, Any], known: list[Terms]) -> list[str]:
     references = ["This model was made with vss_hf, video semantic segmentation for the Hugging Face tools."]
     if config.get("model_type") in ARCHITECTURES:
         references.append(ARCHITECTURES[config["model_type"]][1])
     backbone = config.get("backbone_config") or {}
     name = str(backbone.get("backbone") or backbone.get("model_type") or "")
     references += [paper for prefix, paper in BACKBONE_PAPERS.items() if re.match(rf"{prefix}(?!v2)", name)]
-    return references + [paper for _, _, paper in known]
+    return references + [terms.paper for terms in known]
 
 
 # --- files and checks
@@ -493,12 +457,6 @@ def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, or None."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
 
 
 def _duration(seconds: float) -> str:

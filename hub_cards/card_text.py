@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import shlex
 import warnings
@@ -57,6 +58,12 @@ def _is_secret(key: str, item: Any) -> bool:
 
 def last_part(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
 
 
 def check_names(repo_id: str | None, license: str | None, license_name: str | None, license_link: str | None) -> None:

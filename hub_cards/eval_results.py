@@ -42,14 +42,13 @@ def model_index(results: Mapping[str, Any], dataset_id: str | None = None) -> li
     Raises:
         ValueError: if the data set's name is missing or a metric is not a fraction.
     """
-    dataset = _dataset_name(results)
-    coverage = {key: results[key] for key in ("videos", "frames") if results.get(key) is not None}
+    coverage = {key: results[key] for key in ("videos", "frames", "source", "table") if results.get(key) is not None}
     return [
         EvalResult(
             task_type="image-segmentation",
             task_name="Video semantic segmentation",
-            dataset_type=dataset_id or slug(dataset),
-            dataset_name=dataset,
+            dataset_type=_identifier(results, dataset_id),
+            dataset_name=", ".join(filter(None, (_dataset_name(results), other_classes(results)))),
             dataset_split=results.get("split"),
             dataset_args=coverage or None,
             metric_type=key,
@@ -73,8 +72,11 @@ def write_eval_results(folder: str | Path, results: Mapping[str, Any], dataset_i
         results: what `vss-hf evaluate --json` wrote; metrics are fractions in 0..1.
         dataset_id: the data set's id on the Hub, "owner/name". Default: `results["dataset"]`.
 
+    A score in other classes than the data set's own (`other_classes`) says so and never gets the Hub id: on the data
+    set's page it would look like one in its own classes.
+
     Returns:
-        The file written; the one for the same data set and split is replaced.
+        The file written; the one for the same data set, classes and split is replaced.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -85,19 +87,23 @@ def write_eval_results(folder: str | Path, results: Mapping[str, Any], dataset_i
         raise FileNotFoundError(f"no such model folder: {folder}")
     if dataset_id is not None and not HUB_ID.fullmatch(dataset_id):
         raise ValueError(f"dataset_id={dataset_id!r}: expected the id of a data set on the Hub, 'owner/name'")
-    dataset = _dataset_name(results)
-    identifier = dataset_id or (dataset if HUB_ID.fullmatch(dataset) else slug(dataset))
-    local = "" if "/" in identifier else f"; '{identifier}' is a local data set without a Hub id"
-
+    identifier = _identifier(results, dataset_id)
     split = results.get("split")
     about = f"split {split or 'not stated'}, {_count(results, 'videos')}, {_count(results, 'frames')}"
+    remarks = "a fraction in 0..1"
+    if others := other_classes(results):
+        remarks += f"; {others}: not comparable with scores in the data set's own classes"
+    elif results.get("source"):
+        remarks += f"; read from the layout {results['source']}"
+    if "/" not in identifier:
+        remarks += f"; '{identifier}' is a local data set without a Hub id"
     entries = [
         EvalResultEntry(
             dataset_id=identifier,
             task_id=key,
             value=value,
             date=results.get("date"),
-            notes=f"{name}; protocol {_protocol(results, which)}; {about}; a fraction in 0..1{local}",
+            notes=f"{name}; protocol {_protocol(results, which)}; {about}; {remarks}",
         )
         for key, name, which, value in scored(results)
     ]
@@ -124,9 +130,27 @@ def scored(results: Mapping[str, Any]) -> list[tuple[str, str, str, float]]:
     return found
 
 
+def other_classes(results: Mapping[str, Any]) -> str:
+    """In words, in which other classes than the data set's own the labels were scored; empty: in its own."""
+    table, source = results.get("table"), results.get("source") or "vspw"
+    if table is None:
+        return ""
+    if table == "reverse":
+        return f"the classes of {source} that VSPW does not tell apart count as one"
+    return f"labels turned into VSPW's classes by remap table '{table}' of {source}"
+
+
 def slug(name: str) -> str:
     """A name as one safe word for ids and file names."""
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "unnamed"
+
+
+def _identifier(results: Mapping[str, Any], dataset_id: str | None) -> str:
+    """What stands for the data set: its Hub id, where it has one and is scored in its own classes, or a plain name."""
+    dataset, table = _dataset_name(results), results.get("table")
+    if table is not None:
+        return slug(f"{dataset}-{table}")
+    return dataset_id or (dataset if HUB_ID.fullmatch(dataset) else slug(dataset))
 
 
 def _dataset_name(results: Mapping[str, Any]) -> str:

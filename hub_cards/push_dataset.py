@@ -80,9 +80,14 @@ def push_dataset(
 
 
 def check_rights(export: Export, private: bool, rights: str | None) -> None:
-    """Warn of frames that may not be re-hosted publicly; raise if that is what was asked for."""
+    """Warn of the terms before frames go where others see them; raise where they forbid what was asked for."""
     terms = export.terms
-    if terms is None or terms.may_be_public:
+    if terms is None or (terms.may_be_public and private):
+        return
+    if terms.may_be_public:
+        warnings.warn(
+            f"{terms.notice} See {terms.link}; whether you may publish them is for you to know", stacklevel=3
+        )
         return
     if not private and not (rights or "").strip():
         raise ValueError(

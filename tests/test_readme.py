@@ -1,7 +1,8 @@
-"""What README.md and docs/video.md tell people to paste is pasted here, in a folder as it is after `make demo`."""
+"""What README.md and docs tell people to paste is pasted here, in a folder as it is after `make demo`."""
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,13 @@ import pytest
 import yaml
 from transformers import AutoConfig
 
+
+sys.path.append(str(Path(__file__).parent / "data"))  # for `official_trees`, when only these tests are collected
+
+from official_trees import make_ade20k, make_cityscapes, make_coco_stuff  # noqa: E402
+
 from vss_hf import VSPW, OCRNetConfig, OCRNetForSemanticSegmentation
+from vss_hf.cli import main
 from vss_hf.data import make_sample_dataset
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.training.recipe import build_recipe
@@ -28,7 +35,7 @@ def blocks(page: str, language: str) -> list[str]:
 PYTHON = blocks("README.md", "python")
 SHELL = [
     line.split("  #")[0].strip()
-    for page in ("README.md", "docs/video.md")
+    for page in ("README.md", "docs/video.md", "docs/data.md")
     for block in blocks(page, "bash")
     for line in block.splitlines()
 ]
@@ -73,10 +80,12 @@ def test_blocks_about_videos(after_demo):
     assert [line.split()[0] for line in lines[count:]] == [str(number) for number in range(count)] and count > 1
 
 
-def run_blocks(code: list[str], folder: Path) -> subprocess.CompletedProcess:
-    """Run code in `folder`, on a video that is there; the demo itself has longer names."""
-    name = next((folder / "demo/sample_videos/data").iterdir()).name
-    text = re.sub(r"sample_videos/data/[^/\"]+", f"sample_videos/data/{name}", "\n".join(code))
+def run_blocks(code: list[str], folder: Path, *, rename: bool = True) -> subprocess.CompletedProcess:
+    """Run code in `folder`; with `rename` on a video that is there: the demo itself has longer names."""
+    text = "\n".join(code)
+    if rename:
+        name = next((folder / "demo/sample_videos/data").iterdir()).name
+        text = re.sub(r"sample_videos/data/[^/\"]+", f"sample_videos/data/{name}", text)
     result = subprocess.run([sys.executable, "-c", text], cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result
@@ -105,3 +114,41 @@ def test_recipe_of_a_video_model_is_valid():
     given = {"model": {}, "data": {"root": "."}, "augmentation": {}, "training": {}, **yaml.safe_load(block)}
     recipe = build_recipe(given)
     assert recipe.model.build_config().model_type == "vss_tbn_vit" and recipe.training.losses == [{"name": "ohem"}]
+
+
+def test_recipe_that_mixes_is_valid():
+    (block,) = blocks("docs/data.md", "yaml")
+    given = {"model": {}, "augmentation": {"crop_size": [64, 64]}, "training": {}, **yaml.safe_load(block)}
+    recipe = build_recipe(given)
+    vspw, coco, ade = recipe.data.training_sources()
+    assert (vspw.root, vspw.sampling, vspw.split) == ("path/to/VSPW_480p", "one_per_video", "train")
+    assert (coco.source, coco.weight, ade.source, ade.min_labelled) == ("coco_stuff", 0.5, "ade20k", 0.8)
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory) -> Path:
+    """A folder with small trees at the places that docs/data.md names."""
+    folder = tmp_path_factory.mktemp("data") / "path" / "to"
+    make_ade20k(folder)
+    make_coco_stuff(folder / "coco")
+    make_cityscapes(folder / "cityscapes")
+    sizes = {"train_videos": 2, "val_videos": 1, "test_videos": 1, "frames_per_video": 2, "val_frames_per_video": 2}
+    make_sample_dataset(folder / "VSPW_480p", height=480, width=640, progress=False, **sizes)
+    shutil.copytree(folder / "VSPW_480p", folder / "VSPW")
+    return folder.parents[1]
+
+
+def test_the_way_through_data(data_folder, monkeypatch):
+    """Every command and block of docs/data.md that needs neither the Hub nor a GPU nor hours."""
+    monkeypatch.chdir(data_folder)
+    done = []
+    for command in [line.split("  #")[0].strip() for b in blocks("docs/data.md", "bash") for line in b.splitlines()]:
+        if command.startswith("vss-hf data") and " push " not in command:
+            with pytest.raises(SystemExit) as end:
+                main(shlex.split(command)[1:])
+            assert end.value.code == 0, command
+            done.append(command.split()[2])
+    assert set(done) == {"verify", "remap", "stats", "parquet"}
+    first, second = blocks("docs/data.md", "python")
+    local = "\n".join(line for line in second.splitlines() if "your-name" not in line)
+    run_blocks([first, local, "print(len(train), sample['labels'].shape)"], data_folder, rename=False)

@@ -298,5 +298,6 @@ def datasets_of(folder: Path) -> list[str]:
         members = json.loads((folder / AVERAGING).read_text(encoding="utf-8"))["members"]
         return list(dict.fromkeys(name for member in members for name in member["trained_on"]))
     results = folder / "train_results.json"
-    name = read_json(results).get("dataset") if results.is_file() else None
-    return [str(name)] if name else []
+    told = read_json(results) if results.is_file() else {}
+    sources = told.get("sources") or [told]  # one alone in the files of earlier versions
+    return list(dict.fromkeys(str(source["dataset"]) for source in sources if source.get("dataset")))

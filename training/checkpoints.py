@@ -33,6 +33,7 @@ MANIFEST = "checkpoint_files.json"
 RUN_STATE = "run_state.json"
 LEFT_BEHIND = re.compile(rf"\.(?P<folder>{PREFIX_CHECKPOINT_DIR}-\d+|model)\.(?P<ending>part|old|removed)")
 
+
 def checkpoint_path(output_dir: str | Path, step: int) -> Path:
     """Folder of the checkpoint after `step` optimisation steps."""
     return Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
@@ -279,4 +280,11 @@ def check_same_data(folder: Path, saved: dict[str, Any], ours: dict[str, Any]) -
             raise ValueError(
                 f"--resume_from_checkpoint {folder}: {name} was {was} and is {now} now, so the run "
                 f"cannot go on where it stopped; set it back, or start a new run with --model.init_from {folder}"
+            )
+    for source, number in ours.get("data", {}).items():
+        if saved.get("data", {}).get(source, number) != number:  # older checkpoints do not tell
+            raise ValueError(
+                f"--resume_from_checkpoint {folder}: the files of {source} are not those that the run was trained on; "
+                "open what it was then (data on the Hub: root: owner/name@commit), or start a new run with "
+                f"--model.init_from {folder}"
             )

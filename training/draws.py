@@ -111,6 +111,7 @@ class Source:
         weight: its share of the draws is its part in the sum of all weights.
         name: for messages and counters.
         packed: it is fetched a video at a time, so workers should not share its videos.
+        fingerprint: a number for its files (`LabelledSplit.fingerprint`); None: not known.
     """
 
     samples: Any
@@ -118,6 +119,7 @@ class Source:
     weight: float = 1.0
     name: str = "samples"
     packed: bool = False
+    fingerprint: int | None = None
 
     def place(self, index: int) -> str:
         """'video V, frame F' of a sample, without decoding it."""
@@ -198,6 +200,10 @@ class DrawReader:
             )
         plain = len(parts) == 1 and type(self.mixture.orders[0]) is EveryFrame
         return "" if plain else "; ".join(parts)
+
+    def fingerprints(self) -> dict[str, int]:
+        """A number for the files of each source, by its name, where it is known."""
+        return {source.name: source.fingerprint for source in self.sources if source.fingerprint is not None}
 
     def name(self, draw: int) -> str:
         """'video V, frame F' of a draw, without decoding it; of several sources with the source's name."""

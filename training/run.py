@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vss_hf.data.vspw import read_image
 from vss_hf.files import write_json
 from vss_hf.hub_cards import write_card, write_eval_results
 from vss_hf.inference.evaluation import environment, evaluate_model
+from vss_hf.inference.ground_truth import data_set_name
 from vss_hf.inference.processes import failing_together, first_process_first, is_first
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.architectures import VIDEO_MODELS
@@ -33,7 +35,7 @@ from .deepening import put_off_depths
 from .losses import check_model_takes, parse_losses
 from .recipe import FROM_DATA, ModelRecipe, Recipe, check_config, load_recipe
 from .recipe_files import merge_fields
-from .sources import check_classes, check_clips, open_evaluation, open_sources, training_data
+from .sources import check_classes, check_clips, open_evaluation, open_sources, trained_on, training_data, with_commits
 from .stages import HISTORY, has_stages, load_stages, restarted, train_stages
 from .trainer import VSSTrainer
 
@@ -69,6 +71,7 @@ def train(recipe: Recipe, more_to_come: bool = False) -> Path:
     make_writable(folder)
 
     # --- data: are the files there, and do all of them have the same classes?
+    recipe = replace(recipe, data=with_commits(recipe.data))
     sources = open_sources(recipe.data)
     eval_data, evaluated = open_evaluation(recipe.data)
     check_classes(sources, evaluated)
@@ -113,7 +116,7 @@ def train(recipe: Recipe, more_to_come: bool = False) -> Path:
     seconds = time.time() - began
 
     # --- model folder
-    finish(folder, recipe, trainer, result, seconds, evaluated)
+    finish(folder, recipe, trainer, result, seconds, evaluated, trained_on(sources, dataset))
     trainer.accelerator.wait_for_everyone()
     if not more_to_come:
         trainer.accelerator.end_training()  # without it, processes on CPU sometimes abort at exit
@@ -192,7 +195,7 @@ def class_pixels(
     return pixels
 
 
-def finish(folder, recipe, trainer, result, seconds, evaluated) -> None:
+def finish(folder, recipe, trainer, result, seconds, evaluated, sources) -> None:
     """Write everything a model folder holds: weights, processor, recipe, results, picture, card.
 
     The first process writes; all of them measure what it wrote, so `folder` must be one that all of them see.
@@ -210,15 +213,17 @@ def finish(folder, recipe, trainer, result, seconds, evaluated) -> None:
     )
     output_dir = Path(args.output_dir)
     results["model"] = f"{output_dir.parent.name}-{recipe.stage}" if recipe.stage else output_dir.name
-    results["dataset"] = Path(recipe.data.root).resolve().name  # not the folder that a data set of the Hub came to
+    results["dataset"] = data_set_name(recipe.data.root)  # not the folder that a data set of the Hub came to
     with failing_together():
         if args.should_save:
-            write_reports(folder, recipe, trainer, segmenter, results, result.training_loss, seconds, evaluated)
+            write_reports(
+                folder, recipe, trainer, segmenter, results, result.training_loss, seconds, evaluated, sources
+            )
 
 
-def write_reports(folder, recipe, trainer, segmenter, results, training_loss, seconds, evaluated) -> None:
+def write_reports(folder, recipe, trainer, segmenter, results, training_loss, seconds, evaluated, sources) -> None:
     """The parts of a model folder that tell how the model came about and how good it is."""
-    data, args = recipe.data, recipe.training
+    args = recipe.training
     write_json(folder / "eval_results.json", results)
     write_json(
         folder / "train_results.json",
@@ -230,13 +235,12 @@ def write_reports(folder, recipe, trainer, segmenter, results, training_loss, se
             "skipped_steps": trainer.skipped_steps,
             **trainer.samples_by_source(),
             "skipped_samples": trainer.train_dataset.skipped,
-            "train_frames": sum(len(source.samples) for source in trainer.train_dataset.sources),
+            "sources": sources,
+            "train_frames": sum(source["frames"] for source in sources),
             "train_loss": training_loss or None,  # 0: all steps were done before this session
             "seed": args.seed,
             **({"teachers_sha256": trainer.teachers()} if trainer.teachers() else {}),
             "processes": args.world_size,
-            "dataset": Path(data.root).resolve().name,
-            "train_split": data.train_split,
             **environment(args.device),
         },
     )

@@ -1,7 +1,7 @@
 """The data sets of a recipe, opened: what is evaluated on, what is trained on, and the samples that are drawn."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from vss_hf.data.scan import filter_labelled, scan_labels
 from vss_hf.data.splits import LabelledSplit, open_split
 from vss_hf.data.statistics import frame_weights
 from vss_hf.data.transforms import TrainTransform
-from vss_hf.inference.ground_truth import open_ground_truth
+from vss_hf.inference.ground_truth import data_set_name, open_ground_truth, pinned_everywhere
 from vss_hf.inference.processes import first_process_first, is_first
 from vss_hf.modeling.architectures import VIDEO_MODELS
 
@@ -62,6 +62,19 @@ class OpenedSource:
 
 
 # --- opening
+
+
+def with_commits(data: DataRecipe) -> DataRecipe:
+    """The same section; data sets on the Hub with the commit that they are at now, for all processes and for later.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: one of them cannot be found.
+    """
+    ids = pinned_everywhere([data.root, *(str(recipe.root) for recipe in data.training_sources())])
+    sources = [
+        {**source, "root": ids[source["root"]]} if source.get("root") in ids else source for source in data.sources
+    ]
+    return replace(data, root=ids.get(data.root, data.root), sources=sources)
 
 
 def open_evaluation(data: DataRecipe) -> tuple[EvalData, LabelledSplit]:
@@ -117,7 +130,10 @@ def check_classes(sources: list[OpenedSource], evaluated: LabelledSplit) -> None
         difference = f"{len(names)} classes, expected {len(expected)}"
         if first is not None:
             difference = f"class {first} is {names[first]!r}, expected {expected[first]!r}"
-        advice = "one class list is needed for all"
+        advice = (
+            "one class list is needed for all, and tables lead to VSPW's classes only; for others write masks in them "
+            "and open those with source: folder"
+        )
         if source.recipe.table is None and expected == VSPW.names:
             advice = f"table: default turns {source.recipe.source} into VSPW's classes"
         elif evaluated.table is None and names == VSPW.names:
@@ -181,7 +197,7 @@ def training_data(recipe: Recipe, config: Any, sources: list[OpenedSource]) -> T
         )
         order = sample_order(source, offsets if clip_start == "drop" else (), streams, data.on_bad_sample)
         weight = mixing_weight(source, order, data)
-        mixed.append(Source(samples, order, weight, source.name, source.streamed))
+        mixed.append(Source(samples, order, weight, source.name, source.streamed, source.split.fingerprint))
     transform = TrainTransform(
         recipe.augmentation, for_video_model=config.model_type in VIDEO_MODELS, reference_labels=supervised
     )
@@ -204,9 +220,10 @@ def sample_order(source: OpenedSource, dropped: tuple[int, ...], streams: int, o
     lengths = [max(0, length - missing) for length in frames]
     if source.streamed:
         if recipe.sampling not in ("every_frame", "every_nth"):
+            name = data_set_name(str(recipe.root))
             raise ValueError(
-                f"{source.place}: sampling: {recipe.sampling} of {recipe.root} with data.streaming would fetch a "
-                "whole video from the Hub for every sample; leave out data.streaming to download it before"
+                f"{source.place}: sampling: {recipe.sampling} of {name} with data.streaming would fetch a whole video "
+                "from the Hub for every sample; leave out data.streaming to download it before"
             )
         window = max(1, fitting_window(source.split.videos) // streams)
         return VideoWindows(lengths, window, recipe.every_nth or 1)
@@ -227,3 +244,22 @@ def mixing_weight(source: OpenedSource, order: Order, data: DataRecipe) -> float
     """What a source's share of the draws is in proportion to; see `DataRecipe.mix_by`."""
     sizes = {"frames": order.num_samples, "videos": len(source.split.videos), "weights": 1}
     return source.recipe.weight * sizes[data.mix_by] ** (1 / data.mix_temperature)
+
+
+def trained_on(sources: list[OpenedSource], data: TrainingDraws | TrainingStream) -> list[dict[str, Any]]:
+    """What a model folder tells of its training data; `frames` are those that are samples, `share` is of the draws."""
+    told = []
+    for source, drawn, share in zip(sources, data.sources, data.mixture.shares.tolist(), strict=True):
+        recipe = source.recipe
+        told.append(
+            {
+                "dataset": data_set_name(str(recipe.root)),
+                "split": source.split.name,
+                "source": recipe.source,
+                "table": source.split.table,
+                **({"min_labelled": recipe.min_labelled} if recipe.min_labelled else {}),
+                "frames": len(drawn.samples),
+                "share": share,
+            }
+        )
+    return told

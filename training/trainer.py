@@ -271,13 +271,14 @@ class VSSTrainer(PushesModelFolder, Trainer):
 
     def run_state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the Trainer's own state: the data position, and what was skipped."""
-        order = self.train_dataset.described()
+        order, data = self.train_dataset.described(), self.train_dataset.fingerprints()
         return {
             "draws": self.draws_done(),
             "seed": self.args.draw_seed,
             "num_samples": self.samples_per_epoch,
             **({"order": order} if order else {}),
             **({"teachers": list(self.teachers().values())} if self.distillations else {}),
+            **({"data": data} if data else {}),
             "skipped_steps": self.skipped_steps,
         }
 

@@ -12,7 +12,9 @@ import typer
 from vss_hf.files import write_json
 
 
-DataFolder = Annotated[Path, typer.Option("--data", help="Data set: a folder, or owner/name of packed data on the Hub.")]
+DataFolder = Annotated[
+    Path, typer.Option("--data", help="Data set: a folder, or owner/name of packed data on the Hub.")
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the results here, for programs.")]
 
 

@@ -314,6 +314,25 @@ def test_state_of_another_stream_is_refused(recorder):
         FrameStream(recorder(8), seed=0).load_state_dict(state)
     with pytest.raises(ValueError, match="num_shards was 1 .* is 2 now"):
         FrameStream(recorder(9), seed=0).shard(2, 0).load_state_dict(state)
+    with pytest.raises(ValueError, match="holds other files than when the position was saved.*owner/name@commit"):
+        FrameStream(recorder(9), seed=0, data=7).load_state_dict(state)
+
+
+def test_data_is_told_by_its_files_and_not_by_its_place(tmp_path):
+    def stream(root):
+        return load_vspw(root, "train", streaming=True, shuffle_seed=2)
+
+    make_tree(tmp_path / "one", {"train": {"a": [1, 2, 3], "b": [4]}})
+    saved = stream(tmp_path / "one")
+    next(iter(saved))
+    (tmp_path / "one").rename(tmp_path / "moved")
+    moved = stream(tmp_path / "moved")
+    moved.load_state_dict(saved.state_dict())
+    assert len(list(moved)) == 3
+    for videos in ({"a": [1, 2, 5], "b": [4]}, {"a": [1, 2], "b": [3, 4]}, {"b": [4], "a": [1, 2, 3]}):
+        root = make_tree(tmp_path / f"{len(list(tmp_path.iterdir()))}", {"train": videos})
+        with pytest.raises(ValueError, match="other files"):
+            stream(root).load_state_dict(saved.state_dict())
 
 
 def test_wrong_arguments(recorder):

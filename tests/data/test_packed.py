@@ -13,6 +13,8 @@ from vss_hf.data import packed
 from vss_hf.data.packed import fitting_window, is_packed, packed_path, parse_packed, read_packed
 from vss_hf.data.parquet import open_parquet_split
 from vss_hf.data.parquet_writer import write_parquet
+from vss_hf.data.splits import open_split
+from vss_hf.data.statistics import label_statistics
 from vss_hf.data.vspw import decode_frame, open_mask, read_image, read_mask
 
 
@@ -35,6 +37,20 @@ def test_paths_there_and_back():
     assert is_packed(Path(path)) and not is_packed("data/x.parquet") and Path(path).stem == "00 0#7"
     with pytest.raises(ValueError, match="x.parquet#4-90: not a file in a Parquet shard"):
         parse_packed("x.parquet#4-90")
+
+
+def test_folders_that_sound_packed(tmp_path):
+    """A file is told by the whole form of its path, not by a folder that somebody called like a part of it."""
+    root = make_tree(tmp_path / "all #1.parquet#q", {"train": {"a.parquet#b": [1, 2], "#": [3]}})
+    opened = open_split(root, "train")
+    for video in opened.videos:
+        assert not any(is_packed(path) for frame in video.frames for path in frame[1:])
+        assert [(read_mask(f.mask_path) == mask_values(video.name, int(f.stem))).all() for f in video.frames]
+    assert label_statistics(opened, progress=False).num_frames == 3
+    write_parquet(root, tmp_path / "out #2.parquet#q", progress=False)
+    packed_split = open_split(tmp_path / "out #2.parquet#q", "train")
+    assert label_statistics(packed_split, progress=False).pixels.tolist() == label_statistics(opened).pixels.tolist()
+    assert (read_image(packed_split.videos[0].frames[1].image_path) == frame_pixels("a.parquet#b", 2)).all()
 
 
 def test_decoding_does_not_notice(root, videos):

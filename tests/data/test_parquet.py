@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from make_tree import CAMVID, frame_pixels, make_tree, mask_values
+from make_tree import CAMVID, frame_pixels, make_tree, mask_values, write_mask
 from torchdata.stateful_dataloader import StatefulDataLoader
 from typer.testing import CliRunner
 
@@ -196,6 +196,33 @@ def test_stream_is_whole_over_ranks_and_workers_and_resumes(whole, workers):
     assert sorted(everything) == sorted(numbers)
 
 
+def test_another_export_of_the_same_size_is_noticed(root, whole, out, tmp_path):
+    def stream(folder):
+        return load_vspw(folder, "train", streaming=True, shuffle_seed=2)
+
+    state = stream(whole).state_dict()
+    stream(out).load_state_dict(state)  # a copy
+    changed = shutil.copytree(root, tmp_path / "changed")
+    mask = changed / "data/1_a/mask/00000001.png"
+    write_mask(mask, mask_values("1_a", 2))
+    other = tmp_path / "other"
+    write_parquet(changed, other, shard_bytes=TWO_VIDEOS, progress=False)
+    assert open_split(other, "train").num_frames == open_split(whole, "train").num_frames
+    with pytest.raises(ValueError, match="other files"):
+        stream(other).load_state_dict(state)
+    assert open_split(whole, "train").fingerprint == open_split(out, "train").fingerprint
+    assert open_split(whole, "train").fingerprint != open_split(whole, "val").fingerprint
+
+
+def test_checksums_tell_exports_apart(out):
+    """Bytes may change and every place stay the same."""
+    before = open_split(out, "train").fingerprint
+    index = read_index(out)
+    index["shards"][0]["sha256"] = "0" * 64
+    (out / INDEX_FILE).write_text(json.dumps(index))
+    assert open_split(out, "train").fingerprint != before
+
+
 def test_evaluation_gives_the_same_numbers(root, whole, tmp_path):
     torch.manual_seed(0)
     names = dict(enumerate(["road", "sky", "tree"]))
@@ -293,6 +320,7 @@ def test_verify_names_everything(out):
     first.rename(out / "data/train-00007-of-00009.parquet")
     second.write_bytes(second.read_bytes()[:-1])
     (out / "label_num_dic_final.json").unlink()
+    (out / f"data/._{third.name}").write_text("of a Mac")
     kinds = [(finding.kind, Path(finding.path).name) for finding in verify_parquet(out, progress=False)]
     assert kinds == [
         ("no_class_list", "label_num_dic_final.json"),
@@ -338,6 +366,7 @@ def test_other_folders_are_left_alone(root, whole, out, tmp_path):
     (out / "README.md").write_text("a card")
     (out / ".vss_hf").mkdir()
     (out / ".vss_hf/scan").write_text("of labels")
+    (out / "data/._train-00000-of-00002.parquet").write_text("of a Mac")
     assert write_parquet(root, out, shard_bytes=TWO_VIDEOS, license="for tests", progress=False)["written"] == 0
     with pytest.raises(ValueError, match="packed already"):
         write_parquet(out, tmp_path / "again", progress=False)
@@ -377,6 +406,51 @@ def test_what_cannot_be_opened(whole, out):
     (out / INDEX_FILE).write_text("{")
     with pytest.raises(ValueError, match="not the index of a packed data set"):
         open_split(out, "train")
+
+
+def first_shard(**facts):
+    return lambda index: index["shards"][0].update(facts)
+
+
+def first_video(**facts):
+    return lambda index: index["shards"][0]["videos"][0].update(facts)
+
+
+FOREIGN = {
+    "a shard outside": first_shard(file="../train-00000-of-00002.parquet"),
+    "a shard outside, by its full name": first_shard(file="/train-00000-of-00002.parquet"),
+    "a file that is no shard": first_shard(file="data/../label_num_dic_final.json"),
+    "a shard without a size": first_shard(bytes=None),
+    "a shard without a checksum": lambda index: index["shards"][0].pop("sha256"),
+    "splits without counts": lambda index: index.update(splits={"train": 4}),
+    "a split without shards": lambda index: index["splits"].update(empty=index["splits"]["train"]),
+    "no object": lambda index: index["shards"].append(7),
+}
+FOREIGN_FILES = {
+    "a video outside": first_video(name="../../2_b"),
+    "a video without a name": first_video(name=""),
+    "a frame outside": first_video(images=[["../../00000005.png", 4, 9]], masks=[]),
+    "a frame named with a number": first_video(images=[[5, 4, 9]], masks=[]),
+    "bytes before the video": first_video(range=[100, 200], images=[["a.png", 90, 20]], masks=[]),
+    "bytes behind the video": first_video(range=[100, 200], images=[["a.png", 190, 20]], masks=[]),
+    "bytes behind the shard": first_video(range=[100, 10**15], images=[["a.png", 190, 10**14]], masks=[]),
+    "less than no bytes": first_video(range=[100, 200], images=[["a.png", 150, -20]], masks=[]),
+    "half a character": first_video(images=[["\ud800.png", 4, 9]], masks=[]),
+    "no frames": first_video(images=[], masks=[]),
+    "a frame without a mask": lambda index: index["shards"][0]["videos"][0]["masks"].pop(),
+    "a video without files": lambda index: index["shards"][0]["videos"][0].pop("images"),
+}
+
+
+@pytest.mark.parametrize("what", [*FOREIGN, *FOREIGN_FILES])
+def test_a_foreign_index_reaches_no_other_file(out, what):
+    index = read_index(out)
+    ({**FOREIGN, **FOREIGN_FILES}[what])(index)
+    (out / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="vss_hf_dataset.json: not the index of a packed data set"):
+        open_split(out, "train")
+    report = verify_dataset(out, progress=False)  # compares shards, whatever the index says is in them
+    assert [finding.kind for finding in report.errors] == (["bad_index"] if what in FOREIGN else [])
 
 
 def test_command(root, tmp_path):

@@ -210,7 +210,7 @@ def write(path, text, encoding="utf-8"):
 def test_a_table_of_the_users_own(tmp_path):
     file = write(tmp_path / "mine.csv", '\ufeffname,vspw\r\n\r\n sky , sky\r\n"a, b",\r\nbicyclist,person\r\n')
     table = load_table("camvid", file)
-    assert (table.source, table.name) == ("camvid", "mine")
+    assert (table.source, table.name) == ("camvid", "mine.csv")
     assert [(row.id, row.name, row.vspw, row.candidate) for row in table.rows] == [
         *[(None, "sky", "sky", "sky"), (None, "a, b", None, None), (None, "bicyclist", "person", "person")]
     ]
@@ -223,7 +223,7 @@ def test_a_table_applies_to_a_folder_of_the_users_own(camvid_tree, tmp_path):
     lines = ["name,vspw,note", *(f"{name},road," for name in CAMVID11), "moon,sky,never seen"]
     split = open_split(camvid_tree, "val", table=write(tmp_path / "roads.csv", "\n".join(lines)))
     labels = split.reader.labels(split.videos[0].frames[0].mask_path)
-    assert split.table == "roads" and set(np.unique(labels).tolist()) == {VSPW.names.index("road"), 255}
+    assert split.table == "roads.csv" and set(np.unique(labels).tolist()) == {VSPW.names.index("road"), 255}
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,8 @@ def test_what_users_expect_of_the_way_back():
 
 def test_a_way_back_to_nothing(tmp_path):
     file = write(tmp_path / "none.csv", "name,vspw\nsky,\n")
-    with pytest.raises(ValueError, match="no class of the list has a counterpart in the remap table 'none' of camvid"):
+    told = "no class of the list has a counterpart in the remap table 'none.csv' of camvid"
+    with pytest.raises(ValueError, match=told):
         reverse_map("camvid", classes_named(["sky"]), file)
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -426,6 +427,7 @@ def test_still_images_are_called_images(tmp_path):
     split = made(tmp_path, [[mask_of(90)], [mask_of(20)]], LabelReader.of_classes(CLASSES))
     _, report = select_labelled(scan_labels(split), 0.5)
     assert str(report).startswith("kept 1 of 2 images (at least 50% labelled)")
+    assert "(at least 99.5% labelled)" in str(replace(report, min_labelled=0.995))
 
 
 def test_labels_count_not_values(tmp_path):

@@ -209,8 +209,10 @@ def test_vipseg_masks_are_16_bit_and_instances_are_one_class(tmp_path):
     lookup = opened.reader.lookup
     assert lookup.shape == (65536,) and lookup[0] == 255 and lookup[1] == 0 and lookup[124] == 123
     for number in range(125, 65536, 7):
-        expected = number // 100 - 1 if number // 100 <= 124 else 255
+        expected = number // 100 - 1 if 3 <= number // 100 <= 124 else 255
         assert lookup[number] == expected
+    # wall and ceiling, 1 and 2, have no instances; what would be some is void as others write it
+    assert (lookup[125:300] == 255).all() and lookup[300] == VSPW.label2id["door"]
     assert not open_split(tmp_path, "test", source="vipseg").has_masks
     (tmp_path / "panomasks/7_0b4cQa1").rename(tmp_path / "panomasks/9_no_masks")  # a test set with masks
     assert open_split(tmp_path, "test", source="vipseg").has_masks
@@ -268,6 +270,8 @@ def test_folder_class_lists(tmp_path):
     trees.write_list(tmp_path / "classes.txt", lines)
     opened = open_split(tmp_path, "train", source="folder")
     assert opened.classes.names[0] == "void after all" and opened.reader.lookup[0] == 0
+    trees.write_list(tmp_path / "classes.txt", [line.replace(" ", "\t", 1) for line in lines])
+    assert open_split(tmp_path, "train", source="folder").classes.names == opened.classes.names
     for wrong in ("road", "255 road", "-1 road", "3"):
         trees.write_list(tmp_path / "classes.txt", [wrong])
         with pytest.raises(ValueError, match=f"classes.txt: '{wrong}'; expected a mask value"):
@@ -315,6 +319,7 @@ def test_unknown_names(tmp_path):
     trees.make_ade20k(tmp_path)
     assert error(ValueError, tmp_path, "train", source="ade20") == "unknown source 'ade20'; nearest: 'ade20k'"
     message = error(ValueError, tmp_path, "trainin", source="ade20k")
+    assert "found: no .txt file; a data set in another layout needs its source" in error(ValueError, tmp_path, "train")
     assert "unknown split 'trainin'; nearest: 'training'; found: testing, training, validation" in message
     assert "unknown remap table" in error(ValueError, tmp_path, "train", source="ade20k", table="libral")
     message = error(ValueError, tmp_path, "train", source="ade20k", classes=VSPW)
@@ -379,6 +384,14 @@ def test_vipseg_incomplete_masks(tmp_path):
     record.unlink()
     message = error(FileNotFoundError, tmp_path / "b", "train", source="vipseg")
     assert "panoptic_gt_VIPSeg_train.json: no such file; only it says" in message
+
+
+def test_a_list_cannot_lead_out_of_the_data_set(tmp_path):
+    trees.make_vipseg(tmp_path / "a")
+    for name in ("../imgs/0_wHveSGjXyDY", "..", str(tmp_path / "a/imgs/0_wHveSGjXyDY")):
+        (tmp_path / "a/train.txt").write_text(f"{name}\n")
+        message = error(ValueError, tmp_path / "a", "train", source="vipseg")
+        assert f"train.txt: {name!r} is no video name" in message
 
 
 @pytest.mark.parametrize("case", ENCODINGS, indirect=True)

@@ -194,6 +194,17 @@ def test_own_data_may_be_public(hub, export, recwarn):
         push_dataset(export, NAME)
 
 
+def test_uncertain_terms_are_told_before_publishing(hub, export, tmp_path, recwarn):
+    """Nothing forbids it, and nobody here knows that it is allowed."""
+    index = export / "vss_hf_dataset.json"
+    index.write_text(index.read_text().replace('"name": "streets"', '"name": "camvid_vspw"'))
+    push_dataset(export, "alice/mine")
+    assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
+    with pytest.warns(UserWarning, match="no licence of it is known here.*whether you may publish them is for you to"):
+        push_dataset(export, "alice/open", private=False)
+    assert hub.repo("alice/open", KIND).private is False
+
+
 @pytest.mark.parametrize(
     ("source", "name", "whose"),
     [

@@ -1,6 +1,7 @@
 """Packed data streamed from a Hub on this machine: pixel for pixel, each sample once, whatever happens on the way."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,24 @@ def test_a_branch_that_moves_does_not_mix(pushed, packed, expected, tmp_path):
     assert sorted(notes(begun) + notes(iterator)) == expected
     assert {sample["video"] for sample in stream_of()} == {f"new{i}" for i in range(9)}
     assert sorted(notes(stream_of(f"{NAME}@{first}"))) == expected
+
+
+def test_a_position_is_of_one_export(pushed, root, packed, tmp_path):
+    """A branch that moved to other data of the same size is noticed; one that moved and has the same data goes on."""
+    stream = stream_of()
+    next(iter(stream))
+    state = stream.state_dict()
+    load_vspw(packed, "train", streaming=True, shuffle_seed=0).load_state_dict(state)
+    first = pushed.repo(NAME, "datasets").branches["main"]
+    changed = shutil.copytree(root, tmp_path / "changed")
+    mask = changed / "data/video00/mask/00000000.png"
+    mask.write_bytes((changed / "data/video01/mask/00000001.png").read_bytes())
+    write_parquet(changed, tmp_path / "changed_packed", shard_bytes=30_000, progress=False)
+    push_dataset(tmp_path / "changed_packed", NAME)
+    assert stream_of().num_samples == stream.num_samples
+    with pytest.raises(ValueError, match="holds other files than when the position was saved"):
+        stream_of().load_state_dict(state)
+    stream_of(f"{NAME}@{first}").load_state_dict(state)
 
 
 def test_what_cannot_be_opened(pushed, monkeypatch):

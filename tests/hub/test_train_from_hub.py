@@ -64,3 +64,26 @@ def test_streamed(pushed, root, tmp_path):
     checkpoint = str(tmp_path / "whole" / "checkpoint-4")
     resumed = run(tmp_path, "resumed", data={"streaming": True}, resume_from_checkpoint=checkpoint)
     assert weights(resumed) == weights(folder)
+
+
+def test_streamed_videos_beside_a_folder(pushed, tmp_path):
+    """Two readers with a lane each; after three batches the second one's is due, and a new loader begins with it."""
+    other = make_data(tmp_path / "other", {"train": {"x": 5}})
+    data = {"streaming": True, "sources": [{}, {"root": str(other)}], "mix_by": "weights"}
+    settings = {"save_steps": 3, "eval_steps": 3, "dataloader_num_workers": 2}
+    folder = run(tmp_path, "whole", data=data, **settings)
+    results = json.loads((folder / "train_results.json").read_text())
+    assert results["samples_vspw_0"] + results["samples_vspw_1"] == 12
+    assert 1 <= results["samples_vspw_0"] <= 11
+    checkpoint = str(tmp_path / "whole" / "checkpoint-3")
+    resumed = run(tmp_path, "resumed", data=data, resume_from_checkpoint=checkpoint, **settings)
+    assert weights(resumed) == weights(folder)
+    with pytest.raises(ValueError, match="1 processes, 2 readers each, batches of 2 samples and is .* 1 readers each"):
+        run(tmp_path, "other readers", data=data, **{**settings, "dataloader_num_workers": 0},
+            resume_from_checkpoint=checkpoint)  # fmt: skip
+
+
+def test_a_whole_video_for_one_frame_is_refused(pushed, tmp_path):
+    with pytest.raises(ValueError, match="one_per_video of alice/set with data.streaming would fetch a whole"):
+        run(tmp_path, "streamed", data={"streaming": True, "sampling": "one_per_video"})
+    assert (run(tmp_path, "downloaded", data={"sampling": "one_per_video"}, max_steps=2) / "README.md").is_file()

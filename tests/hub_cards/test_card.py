@@ -237,6 +237,60 @@ def test_terms_of_known_data_sets(folder, dataset, present, absent):
     assert present in text and absent not in text
 
 
+SOURCES = [
+    {"dataset": "VSPW_480p", "split": "train", "source": "vspw", "table": None, "frames": 198244, "share": 0.75},
+    {
+        "dataset": "COCO", "split": "train2017", "source": "coco_stuff", "table": "default", "min_labelled": 0.8,
+        "frames": 107912, "share": 0.25,
+    },
+]  # fmt: skip
+
+
+def test_everything_that_was_trained_on_is_told(full_folder):
+    """Also where the data set that was evaluated on was not trained on; with the terms of all of them."""
+    path = full_folder / "train_results.json"
+    path.write_text(json.dumps({"sources": SOURCES, "train_frames": 306156}))
+    card = ModelCard.load(write_card(full_folder, dataset_id="owner/vspw"))
+    assert card.data.datasets == ["owner/vspw", "COCO"]
+    assert "- VSPW_480p, split train, 198244 labelled frames, 75 % of the samples\n" in card.text
+    assert (
+        "- COCO, split train2017, read as coco_stuff, labels turned into VSPW's classes by remap table default, "
+        "frames with at least 80 % labelled pixels, 107912 labelled frames, 25 % of the samples\n"
+    ) in card.text
+    for words in ("non-commercial research only", "COCO does not own its images", "Caesar", "VSPW: A Large-scale"):
+        assert words in card.text
+
+    path.write_text(json.dumps({"sources": SOURCES[1:], "train_frames": 107912}))
+    card = ModelCard.load(write_card(full_folder, dataset_id="owner/vspw"))
+    assert card.data.datasets == ["COCO"]
+    assert "Trained on COCO, split train2017, read as coco_stuff," in card.text and "% of the samples" not in card.text
+    assert "Evaluated on VSPW_480p, split val" in card.text
+
+
+@pytest.mark.parametrize("sources", [{"dataset": "x"}, ["x"], [{"split": "x"}], [{"dataset": 1}]])
+def test_sources_that_are_none(full_folder, sources):
+    (full_folder / "train_results.json").write_text(json.dumps({"sources": sources}))
+    with pytest.raises(ValueError, match=r"train_results.json: sources.*expected a list of fields with a dataset"):
+        write_card(full_folder)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("default", "labels turned into VSPW's classes by remap table 'default' of cityscapes"),
+        ("reverse", "the classes of cityscapes that VSPW does not tell apart count as one"),
+    ],
+)
+def test_scores_in_other_classes_say_so(full_folder, table, words):
+    """Beside the numbers, where the data are named, and in the head; and whose terms these are follows the layout."""
+    results = {**RESULTS, "dataset": "city_data", "source": "cityscapes", "table": table}
+    (full_folder / "eval_results.json").write_text(json.dumps(results))
+    card = ModelCard.load(write_card(full_folder, dataset_id="owner/city"))
+    assert card.text.count(words) >= 2 and "not comparable with scores in the data set's own classes" in card.text
+    assert {result.dataset_type for result in card.data.eval_results} == {f"city_data-{table}"}
+    assert "Cityscapes is offered for non-commercial use only" in card.text
+
+
 def test_licence_and_ids(folder):
     link = "https://example.org/terms"
     path = write_card(folder, repo_id="me/net", license="other", license_name="my-terms", license_link=link)

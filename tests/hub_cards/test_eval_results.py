@@ -45,6 +45,35 @@ def test_a_hub_id_is_used_and_the_note_goes(tmp_path):
         write_eval_results(tmp_path, RESULTS, "vspw")
 
 
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("default", "labels turned into VSPW's classes by remap table 'default' of cityscapes"),
+        ("reverse", "the classes of cityscapes that VSPW does not tell apart count as one"),
+    ],
+)
+def test_scores_in_other_classes_are_no_scores_on_the_data_set(tmp_path, table, words):
+    """They say so, have a file of their own, and do not get onto the page of the data set on the Hub."""
+    plain = write_eval_results(tmp_path, RESULTS, "owner/cityscapes")
+    results = {**RESULTS, "dataset": "cityscapes", "source": "cityscapes", "table": table}
+    path = write_eval_results(tmp_path, results, "owner/cityscapes")
+    assert path != plain and plain.is_file() and path.name == f"cityscapes-{table}-val.yaml"
+    for entry in read(path):
+        assert entry.dataset_id == f"cityscapes-{table}"
+        assert words in entry.notes and "not comparable" in entry.notes
+    for result in model_index(results, "owner/cityscapes"):
+        assert result.dataset_type == f"cityscapes-{table}" and result.dataset_name == f"cityscapes, {words}"
+        assert result.dataset_args == {"videos": 1, "frames": 101, "source": "cityscapes", "table": table}
+
+
+def test_own_classes_of_another_layout_are_the_data_sets(tmp_path):
+    results = {**RESULTS, "source": "cityscapes19", "table": None}
+    path = write_eval_results(tmp_path, results, "owner/cityscapes")
+    assert path.name == "owner-cityscapes-val.yaml"
+    assert all("layout cityscapes19" in entry.notes and "comparable" not in entry.notes for entry in read(path))
+    assert {result.dataset_type for result in model_index(results, "owner/cityscapes")} == {"owner/cityscapes"}
+
+
 def test_splits_do_not_overwrite_each_other(tmp_path):
     paths = {write_eval_results(tmp_path, {**RESULTS, "split": split}) for split in ("val", "test", "val")}
     assert {path.name for path in paths} == {"camvid_vspw-val.yaml", "camvid_vspw-test.yaml"}

@@ -177,7 +177,8 @@ def test_the_same_model_however_the_frames_are_read(root, tmp_path):
 
     The backbone is transformers' Swin, whose tensors have other names in a file.
     """
-    words = ["--losses=[{name: cross_entropy, class_weights: inverse_sqrt}]", "--ema_decay=0.5", "--gradient_accumulation_steps=2"]
+    weighted = "--losses=[{name: cross_entropy, class_weights: inverse_sqrt}]"
+    words = [weighted, "--ema_decay=0.5", "--gradient_accumulation_steps=2"]
     reversing = {"augmentation": {"time_reversal_prob": 0.5}}
     for name, data in (("stream", {"streaming": True}), ("cached", {"cache": True})):
         (tmp_path / name).mkdir()

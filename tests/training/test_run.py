@@ -32,7 +32,8 @@ def run(root, tmp_path_factory):
     """A finished run: (recipe file, output folder, model folder)."""
     folder = tmp_path_factory.mktemp("run")
     recipe = write_recipe(folder / "recipe.yaml", root, folder / "out")
-    words = ["--ema_decay=0.5", "--losses=[{name: cross_entropy, class_weights: inverse_sqrt}]", "--model.config.classifier_dropout", "0.1"]
+    words = ["--ema_decay=0.5", "--model.config.classifier_dropout", "0.1"]
+    words.append("--losses=[{name: cross_entropy, class_weights: inverse_sqrt}]")
     return recipe, folder / "out", main([str(recipe), *words])
 
 
@@ -100,8 +101,10 @@ def test_folder_holds_the_average_of_the_best_checkpoint(run):
 
 def test_training_results(run):
     results = json.loads((run[2] / "train_results.json").read_text())
-    expected = {"steps": 4, "samples": 8, "train_frames": 7, "processes": 1, "seed": 42, "dataset": "videos"}
+    expected = {"steps": 4, "samples": 8, "train_frames": 7, "processes": 1, "seed": 42}
     assert {key: results[key] for key in expected} == expected
+    source = {"dataset": "videos", "split": "train", "source": "vspw", "table": None, "frames": 7, "share": 1.0}
+    assert results["sources"] == [source]
     assert results["train_loss"] > 0 and results["seconds"] > 0 and results["hardware"]
     assert {"torch", "transformers"} <= set(results["versions"])
 

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from .labels import IGNORE_INDEX as IGNORE_INDEX
     from .labels import VSPW as VSPW
     from .labels import ClassList as ClassList
+    from .order import ClassBalanced as ClassBalanced
+    from .order import EveryFrame as EveryFrame
+    from .order import EveryNth as EveryNth
+    from .order import Mixture as Mixture
+    from .order import OnePerVideo as OnePerVideo
+    from .order import VideoWindows as VideoWindows
     from .parquet import open_parquet_split as open_parquet_split
     from .parquet import verify_parquet as verify_parquet
     from .parquet_writer import write_parquet as write_parquet
@@ -67,6 +73,12 @@ _HOME = {
     "LabelStatistics": "statistics",
     "frame_weights": "statistics",
     "label_statistics": "statistics",
+    "ClassBalanced": "order",
+    "EveryFrame": "order",
+    "EveryNth": "order",
+    "Mixture": "order",
+    "OnePerVideo": "order",
+    "VideoWindows": "order",
     "FrameStream": "stream",
     "RepairReport": "repair",
     "repair_dataset": "repair",

@@ -119,7 +119,7 @@ def load_split(
         return dataset
     lengths = [len(shard) for shard in shards]
     order = VideoWindows(lengths, fitting_window(split.videos)) if split.packed else EveryFrame(len(rows))
-    return FrameStream(dataset, seed=shuffle_seed, order=order)
+    return FrameStream(dataset, seed=shuffle_seed, order=order, data=split.fingerprint)
 
 
 def _checked_offsets(frame_offsets: Sequence[int], clip_start: str) -> tuple[int, ...]:

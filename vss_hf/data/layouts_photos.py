@@ -207,12 +207,12 @@ def _folder_classes(root: Path) -> tuple[ClassList, LabelReader]:
         )
     values: dict[int, str] = {}
     for line in read_list(path):
-        number, _, name = line.partition(" ")
-        if not number.isdecimal() or not name.strip() or int(number) >= IGNORE_INDEX:
+        number, *name = line.split(maxsplit=1)
+        if not number.isdecimal() or not name or int(number) >= IGNORE_INDEX:
             raise ValueError(f'{path}: {line!r}; expected a mask value 0..254 and a class name, such as "0 road"')
         if int(number) in values:
             raise ValueError(f"{path}: the value {number} is given twice")
-        values[int(number)] = name.strip()
+        values[int(number)] = name[0]
     try:
         classes = class_list(values.values())
     except ValueError as error:  # a doubled name, too many

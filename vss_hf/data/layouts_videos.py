@@ -31,7 +31,7 @@ from .masks import LabelReader, lookup_table
 from .parquet import is_parquet, open_parquet_split
 from .remap import source_names
 from .splits import LabelledSplit
-from .vspw import IMAGE_SUFFIXES, FrameRecord, VSPWVideo, list_images, scan_split
+from .vspw import IMAGE_SUFFIXES, FrameRecord, VSPWVideo, is_file_name, list_images, scan_split
 
 
 CITYSCAPES = (
@@ -117,6 +117,8 @@ def open_vipseg(root: Path, split: str) -> LabelledSplit:
     home = images.parent
     lists = {**list_files(home.parent, (".txt",)), **list_files(home, (".txt",))}
     names = read_list(lists[named_split(split, lists, home)])
+    if foreign := [name for name in names if not is_file_name(name)]:
+        raise ValueError(f"{lists[split]}: {foreign[0]!r} is no video name; expected that of a folder in {images}")
     if missing := [name for name in names if not (images / name).is_dir()]:
         raise FileNotFoundError(
             f"{images}: {len(missing):,} of the {len(names):,} videos in {lists[split]} are missing: {some(missing)}"
@@ -148,9 +150,12 @@ def _vipseg_video(images: Path, masks: Path) -> VSPWVideo:
 
 
 def _panoptic_lookup() -> np.ndarray:
-    """Label of every panoptic number: class numbers are VSPW's mask values, things have them times 100."""
+    """Label of every panoptic number: class numbers are VSPW's mask values, things have them times 100.
+
+    Classes 1 and 2 (wall, ceiling) are no things, so 125..299 are no class; 252..255 stand for void elsewhere.
+    """
     numbers = np.arange(65536)
-    classes = np.where(numbers <= VSPW.num_labels, numbers, numbers // 100)
+    classes = np.where(numbers < 300, numbers, numbers // 100)
     return VSPW.lookup[np.where(classes <= VSPW.num_labels, classes, 0)]
 
 

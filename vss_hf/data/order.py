@@ -106,7 +106,7 @@ class ClassBalanced(EveryFrame):
 
     def pass_of(self, seed: int, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([seed, epoch])
-        ends = np.cumsum(self.weights)
+        ends = np.cumsum(self.weights / self.weights.max())
         ends *= self.num_samples / ends[-1]
         chosen = np.searchsorted(ends, np.arange(self.num_samples) + rng.random(), side="right")
         # The last sum may be rounded down, so that the last point lies behind it.

@@ -53,8 +53,9 @@ def packed_path(video: tuple[int, int], file: tuple[int, int], kind: str, name: 
 
 
 def is_packed(path: str | os.PathLike[str]) -> bool:
-    """Whether a path names a file inside a Parquet shard."""
-    return ".parquet#" in os.fspath(path)
+    """Whether a path names a file inside a Parquet shard; folders may be called "a.parquet#b"."""
+    path = os.fspath(path)
+    return ".parquet#" in path and _PACKED.fullmatch(path) is not None
 
 
 def parse_packed(path: str | os.PathLike[str]) -> PackedFile:

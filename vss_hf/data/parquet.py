@@ -43,7 +43,7 @@ from .labels import LABEL_FILE, ClassList
 from .masks import LabelReader
 from .packed import packed_path
 from .splits import LabelledSplit
-from .vspw import FrameRecord, VSPWVideo
+from .vspw import FrameRecord, VSPWVideo, is_file_name
 
 
 INDEX_FILE = "vss_hf_dataset.json"
@@ -52,6 +52,7 @@ MAY_PASS = (408, 429, 500, 502, 503, 504)
 WAITS = (1, 2, 4, 8)  # seconds between tries to ask the Hub what there is
 _Result = TypeVar("_Result")
 
+_SHARD = re.compile(r"data/\w[\w.-]*\.parquet")
 _HUB_ID = re.compile(r"(hf:/{1,2}datasets/)?([A-Za-z0-9][\w.-]*)/([\w.-]+)(?:@(.+))?", re.ASCII)
 
 
@@ -72,6 +73,20 @@ def hub_id(root: str | Path) -> tuple[str, str | None] | None:
     if not explicit and (os.path.lexists(root) or os.path.isdir(owner)):
         return None
     return f"{owner}/{name}", revision
+
+
+def pinned(root: str | Path) -> str:
+    """The id of a data set on the Hub with the commit that it is at now, "owner/name@commit".
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as `open_parquet_split`.
+    """
+    named = hub_id(root)
+    if named is None:
+        raise ValueError(f"{root}: not the id of a data set on the Hub, such as owner/name")
+    with _naming_repo(*named):
+        commit = _index_folder(*named).name
+    return f"{str(root).partition('@')[0]}@{commit}"
 
 
 # --- opening
@@ -96,13 +111,15 @@ def open_parquet_split(root: str | Path, split: str, *, classes: ClassList | Non
     shards = _shards_of(folder, split, root)
     for shard in shards:
         _check_shard(base / shard["file"], shard, on_hub)
-    videos = tuple(_video(f"{base}{os.sep}{shard['file']}", entry) for shard in shards for entry in shard["videos"])
+    with _naming_index(folder):
+        videos = tuple(_video(base, shard, entry) for shard in shards for entry in shard["videos"])
     classes = ClassList.from_root(folder) if classes is None else classes
-    return LabelledSplit(base, split, classes, LabelReader.of_classes(classes), videos, source="parquet")
+    reader, checksums = LabelReader.of_classes(classes), tuple(shard["sha256"] for shard in shards)
+    return LabelledSplit(base, split, classes, reader, videos, source="parquet", checksums=checksums)
 
 
 def read_index(folder: str | Path) -> dict[str, Any]:
-    """The index of a Parquet folder.
+    """The index of a Parquet folder. It may come from anybody: its shards are files in data/ and nowhere else.
 
     Raises:
         FileNotFoundError: there is none.
@@ -111,15 +128,38 @@ def read_index(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / INDEX_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `vss-hf data parquet` writes it beside the shards")
-    try:
+    with _naming_index(folder):
         index = json.loads(path.read_text(encoding="utf-8"))
         version = index["format_version"]
-        complete = isinstance(index["shards"], list) and isinstance(index["splits"], dict)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: not the index of a packed data set ({error!r})") from None
-    if version != FORMAT_VERSION or not complete:
+        if version == FORMAT_VERSION:
+            _check_index(index)
+    if version != FORMAT_VERSION:
         raise ValueError(f"{path}: has format {version!r}, this version of vss_hf reads format {FORMAT_VERSION}")
     return index
+
+
+@contextmanager
+def _naming_index(folder: str | Path) -> Iterator[None]:
+    """Turns what a wrong index raises where it is used into one line that names it."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        path = Path(folder) / INDEX_FILE
+        raise ValueError(f"{path}: not the index of a packed data set ({error!r})") from None
+
+
+def _check_index(index: dict[str, Any]) -> None:
+    """Raise one of the errors that `_naming_index` knows unless splits and shards are as this file's head says."""
+    for shard in index["shards"]:
+        if not _SHARD.fullmatch(shard["file"]):
+            raise ValueError(f"a shard {shard['file']!r}")
+        if type(shard["bytes"]) is not int or not isinstance(shard["sha256"], str):
+            raise ValueError(f"bytes and sha256 of {shard['file']}")
+    for split, counts in index["splits"].items():
+        if not all(type(counts[key]) is int for key in ("videos", "frames", "masks")):
+            raise ValueError(f"counts of split {split!r}")
+    if set(index["splits"]) != {shard["split"] for shard in index["shards"]}:
+        raise ValueError("its splits are not those of its shards")
 
 
 def _shards_of(folder: Path, split: str, root: str | Path) -> list[dict[str, Any]]:
@@ -147,13 +187,17 @@ def _check_shard(path: Path, shard: dict[str, Any], on_hub: dict[str, RepoFile] 
         )
 
 
-def _video(shard: str, entry: dict[str, Any]) -> VSPWVideo:
-    """A video of the index, with virtual paths."""
+def _video(base: Path, shard: dict[str, Any], entry: dict[str, Any]) -> VSPWVideo:
+    """A video of the index, with virtual paths; errors for `_naming_index` where names or places are impossible."""
     first, end = entry["range"]
+    if not 0 <= first <= end <= shard["bytes"] or not is_file_name(entry["name"]) or not entry["images"]:
+        raise ValueError(f"video {entry['name']!r} at {first}..{end} with {len(entry['images'])} frames")
 
     def path(kind: str, file: tuple[str, int, int]) -> Path:
         name, start, size = file
-        return Path(shard + packed_path((first, end), (start, start + size), kind, name))
+        if not (first <= start <= start + size <= end and is_file_name(name)):
+            raise ValueError(f"{kind} {name!r} with {size} bytes at {start}")
+        return Path(f"{base}{os.sep}{shard['file']}{packed_path((first, end), (start, start + size), kind, name)}")
 
     masks = [path("mask", file) for file in entry["masks"]] or [None] * len(entry["images"])
     frames = (
@@ -279,7 +323,7 @@ def verify_parquet(out: str | Path, *, progress: bool = True) -> list[Finding]:
                 findings.append(Finding.of("wrong_checksum", path, "not the file that was written; pack it again"))
     listed = {shard["file"] for shard in index["shards"]}
     for path in sorted((out / "data").glob("*.parquet")):
-        if f"data/{path.name}" not in listed:
+        if f"data/{path.name}" not in listed and not path.name.startswith("."):
             findings.append(Finding.of("unlisted_shard", path, "not in the index, but others would read it"))
     return findings
 

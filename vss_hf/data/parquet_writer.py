@@ -180,8 +180,9 @@ def _check_out(out: Path, plan: list[_Shard]) -> None:
         raise FileExistsError(f"{out}: a file; expected a folder")
     ours = {INDEX_FILE, LABEL_FILE, "README.md", *(shard.file for shard in plan)}
     for path in sorted(out.rglob("*")):
-        name = path.relative_to(out).as_posix()
-        if path.is_file() and not name.startswith(".") and name.removesuffix(".part") not in ours:
+        place = path.relative_to(out)
+        hidden = any(part.startswith(".") for part in place.parts)
+        if path.is_file() and not hidden and place.as_posix().removesuffix(".part") not in ours:
             raise FileExistsError(
                 f"{path}: not a file of this packed data set (other splits or another size of shards make others); "
                 "choose a new folder, or empty this one"

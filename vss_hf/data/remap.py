@@ -67,7 +67,7 @@ class RemapTable:
 
     Args:
         source: whose classes the rows are.
-        name: "default", "liberal", or the stem of the user's file.
+        name: "default", "liberal", or the name of the user's file.
         rows: one per source class.
     """
 
@@ -154,7 +154,7 @@ def load_table(source: str, table: str | Path = "default") -> RemapTable:
     """
     if table not in ("default", "liberal"):
         path = _path_of(table)
-        return RemapTable(source, path.stem, _read_table(path))
+        return RemapTable(source, path.name, _read_table(path))
     if source in SAME_CLASSES:
         rows = tuple(RemapRow(i, name, name, name, "high", "") for i, name in enumerate(VSPW.names, start=1))
     else:

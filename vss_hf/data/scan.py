@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .labels import IGNORE_INDEX
 from .masks import LabelReader
-from .packed import is_packed, read_packed
+from .packed import is_packed, parse_packed, read_packed
 from .scan_cache import MaskCounts, ScanCache
 from .splits import LabelledSplit
 
@@ -179,7 +179,7 @@ def _stamp(path: str) -> tuple[int, int]:
     """Size and time of change of the file that holds a mask."""
     if path.startswith("hf:/"):
         return 0, 0  # the path names a commit, whose content never changes
-    found = os.stat(path.partition("#")[0] if is_packed(path) else path)
+    found = os.stat(parse_packed(path).shard if is_packed(path) else path)
     return found.st_size, found.st_mtime_ns
 
 
@@ -224,8 +224,9 @@ class FilterReport:
         what = "images" if self.still_images else "frames"
         videos = "" if self.still_images else f" in {self.videos_kept:,} of {self._videos:,} videos"
         return (
-            f"kept {self.kept:,} of {self.kept + self.dropped:,} {what}{videos} (at least {self.min_labelled:.0%} "
-            f"labelled); ignored pixels {self.ignored_before:.1%} before, {self.ignored_after:.1%} after"
+            f"kept {self.kept:,} of {self.kept + self.dropped:,} {what}{videos} (at least "
+            f"{100 * self.min_labelled:.4g}% labelled); "
+            f"ignored pixels {self.ignored_before:.1%} before, {self.ignored_after:.1%} after"
         )
 
     @property

@@ -6,6 +6,8 @@ Everything that looks at labelled data (samples, statistics, filters, evaluation
 
 from __future__ import annotations
 
+import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,7 @@ class LabelledSplit:
         videos: in order; frames in order of time.
         source: which layout it was read from ("vspw", "coco_stuff", ...).
         table: the remap table that was applied, or None: the data set's own classes.
+        checksums: of the shards, for packed data.
     """
 
     root: Path
@@ -35,6 +38,7 @@ class LabelledSplit:
     videos: tuple[VSPWVideo, ...]
     source: str = "vspw"
     table: str | None = None
+    checksums: tuple[str, ...] = ()
 
     @property
     def has_masks(self) -> bool:
@@ -50,6 +54,20 @@ class LabelledSplit:
     def packed(self) -> bool:
         """Whether the files lie in Parquet shards, which are best read a video at a time."""
         return self.source == "parquet"
+
+    @property
+    def fingerprint(self) -> int:
+        """A number for the frames and their order, the same wherever the data set lies; not for what labels mean.
+
+        Of files the names count. Of packed data the checksums count too: an export of another day is noticed, a copy
+        of the same one (another commit, a download) is not.
+        """
+        prefix = f"{self.root}{os.sep}"
+        number = zlib.crc32("\n".join(self.checksums).encode())
+        for video in self.videos:
+            files = (str(path).removeprefix(prefix) for frame in video.frames for path in frame[1:])
+            number = zlib.crc32("\n".join((video.name, *files)).encode("utf-8", "surrogateescape"), number)
+        return number
 
     def __str__(self) -> str:
         return f"split {self.name!r} of {self.root}"

@@ -43,18 +43,20 @@ class FrameStream(IterableDataset):
         dataset: read by index; decoding belongs in its `__getitem__`.
         seed: any whole number from 0.
         order: which samples an epoch has, and in which order; default is `EveryFrame`.
+        data: a number for what is in the data set, such as `LabelledSplit.fingerprint`: a state tells it, and is not
+            loaded where it is another one.
 
     Raises:
         ValueError: the data set is empty or the seed is negative.
     """
 
-    def __init__(self, dataset: MapStyle, *, seed: int = 0, order: Order | None = None):
+    def __init__(self, dataset: MapStyle, *, seed: int = 0, order: Order | None = None, data: int = 0):
         if len(dataset) == 0:
             raise ValueError("dataset is empty; nothing to stream")
         if seed < 0:
             raise ValueError(f"seed is {seed}; expected a whole number from 0")
         self.dataset = dataset
-        self.seed = seed
+        self.seed, self.data = seed, data
         self.order = EveryFrame(len(dataset)) if order is None else order
         self._transform: Callable[[dict[str, Any], int], Any] | None = None
         self._num_shards, self._index, self._pad = 1, 0, False
@@ -154,6 +156,11 @@ class FrameStream(IterableDataset):
                 in such a stream says nothing about this one.
         """
         for field, here in self._identity().items():
+            if field == "data" and state.get(field, 0) != here:
+                raise ValueError(
+                    "cannot resume the stream: the data set holds other files than when the position was saved; open "
+                    "what it was then (on the Hub: owner/name@commit), or start the epoch anew"
+                )
             if state.get(field) != here:
                 raise ValueError(
                     f"cannot resume the stream: {field} was {state.get(field)!r} when it was saved and is {here!r} "
@@ -166,6 +173,7 @@ class FrameStream(IterableDataset):
         worker, num_workers = _worker()
         return {
             "seed": self.seed,
+            "data": self.data,
             "num_samples": self.order.num_samples,
             "window": self.order.window if isinstance(self.order, VideoWindows) else 0,
             "num_shards": self._num_shards,

@@ -97,7 +97,8 @@ def read_split(root: str | Path, split: str, *, unique: bool = True) -> list[str
     path = root / f"{split}.txt"
     if os.path.basename(split) != split or not path.is_file():
         found = sorted(file.stem for file in root.glob("*.txt") if not file.name.startswith("."))
-        raise ValueError(f"unknown split {split!r}: no file {path}; found: {', '.join(found) or 'no .txt file'}")
+        others = ", ".join(found) or "no .txt file; a data set in another layout needs its source"
+        raise ValueError(f"unknown split {split!r}: no file {path}; found: {others}")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -107,7 +108,7 @@ def read_split(root: str | Path, split: str, *, unique: bool = True) -> list[str
         raise ValueError(f"{path}: lists no video; expected one video name per line")
     seen = set()
     for name in names:
-        if name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
+        if not is_file_name(name):
             raise ValueError(f"{path}: {name!r} is no video name; expected the name of a folder in {root / 'data'}")
         if unique and name in seen:
             raise ValueError(f"{path}: lists {name!r} twice; every video belongs there once")
@@ -155,9 +156,14 @@ def list_images(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return dict(sorted(images.items()))
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a text is the name of one file or folder: joined to a folder it does not lead out of it."""
+    return is_text(name) and name not in ("", ".", "..") and not any(character in name for character in "/\\\0")
+
+
 def is_text(name: str) -> bool:
     """Whether a file name can be written as UTF-8; Arrow tables and JSON take no other."""
-    return not any(0xD800 <= ord(character) <= 0xDFFF for character in name)
+    return name.isascii() or not any(0xD800 <= ord(character) <= 0xDFFF for character in name)
 
 
 # --- decoding: one file to one array

@@ -22,7 +22,7 @@ from vss_hf.data.workers import end_with_parent
 from vss_hf.metrics import ConfusionMatrix, VideoConsistency, sum_over_processes
 
 from .batches import runs
-from .ground_truth import GroundTruth, open_ground_truth
+from .ground_truth import GroundTruth, data_set_name, open_ground_truth, pinned_everywhere
 from .processes import check_same_everywhere, failing_together, is_first, largest, own_share, rank_and_world
 from .segmenter import VideoSegmenter
 
@@ -180,6 +180,7 @@ def evaluate_model(
             data.
         OtherProcessFailed: another process raised; its message is repeated.
     """
+    root = pinned_everywhere([root]).get(str(root), root)
     with failing_together():
         truth = open_ground_truth(root, split, source, table, segmenter.names)
         scores = VideoScores(truth, protocol, vc_protocol)
@@ -253,6 +254,7 @@ def score_predictions(
         ValueError: a prediction has another size or a value outside the classes.
         OtherProcessFailed: as `evaluate_model`.
     """
+    root = pinned_everywhere([root]).get(str(root), root)
     with failing_together():
         truth = open_ground_truth(root, split, source, table)
         videos = truth.split.videos
@@ -288,7 +290,7 @@ def score_file(path: Path, frame: LabelledFrame, scores: VideoScores) -> None:
 
 def data_set_scored(truth: GroundTruth, root: str | Path, source: str) -> dict[str, Any]:
     """What was scored; source and table are left out for a data set in VSPW's layout with its own classes."""
-    scored = {"split": truth.split.name, "dataset": Path(root).resolve().name}
+    scored = {"split": truth.split.name, "dataset": data_set_name(root)}
     return scored if source == "vspw" and truth.table is None else {**scored, "source": source, "table": truth.table}
 
 

@@ -7,14 +7,19 @@ classes that VSPW does not tell apart count as one, and what is none of them cou
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vss_hf.data.labels import IGNORE_INDEX, VSPW, ClassList
+from vss_hf.data.parquet import hub_id, pinned
 from vss_hf.data.remap import SOURCES_WITH_TABLE, reverse_map
 from vss_hf.data.splits import LabelledSplit, open_split
+
+from .processes import failing_together, gather_texts, is_first
 
 
 REVERSE = "reverse"
@@ -91,6 +96,24 @@ def open_ground_truth(
     back = reverse_map(source, opened.classes)
     lookup = opened.reader.remapped(back.labels).lookup
     return GroundTruth(opened, back.classes, lookup, back.predictions, False, REVERSE)
+
+
+def data_set_name(root: str | Path) -> str:
+    """What a data set is called in results: "owner/name" on the Hub, else its folder's name."""
+    named = hub_id(root)
+    return Path(root).resolve().name if named is None else named[0]
+
+
+def pinned_everywhere(roots: Iterable[str | Path]) -> dict[str, str]:
+    """For each data set that is on the Hub, its id with the commit that the first process finds there.
+
+    Processes that looked by themselves could see two versions, if somebody pushes at that moment. All must call this.
+    """
+    found: dict[str, str] = {}
+    with failing_together():
+        if is_first():
+            found = {str(root): pinned(root) for root in roots if hub_id(root)}
+    return json.loads(gather_texts(json.dumps(found))[0])
 
 
 def check_classes(names: list[str], classes: ClassList, root: str | Path) -> None:
