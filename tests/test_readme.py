@@ -21,6 +21,7 @@ from vss_hf.cli import main
 from vss_hf.data import make_sample_dataset
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.training.recipe import build_recipe
+from vss_hf.training.stages import load_stages
 from vss_hf.video_io import VideoWriter, read_frames
 
 
@@ -152,3 +153,15 @@ def test_the_way_through_data(data_folder, monkeypatch):
     first, second = blocks("docs/data.md", "python")
     local = "\n".join(line for line in second.splitlines() if "your-name" not in line)
     run_blocks([first, local, "print(len(train), sample['labels'].shape)"], data_folder, rename=False)
+
+
+def test_recipes_about_training_are_valid(tmp_path):
+    staged, rates = blocks("docs/training.md", "yaml")
+    path = tmp_path / "two_parts.yaml"
+    path.write_text(staged, encoding="utf-8")
+    words = ["--data.root", "path/to/VSPW_480p", "--data.sources", "[]", "--global_batch_size", "8"]
+    stages = load_stages(path, words)
+    assert [stage.recipe.training.max_steps for stage in stages] == [160000, 40000]
+    assert stages[1].recipe.model.config == {"backbone_config": {"depths": [4, 6, 20, 4]}}
+    given = {"model": {}, "data": {"root": "."}, "augmentation": {"crop_size": [64, 64]}, **yaml.safe_load(rates)}
+    assert build_recipe(given).training.layer_decay == 0.95
