@@ -177,7 +177,7 @@ def test_ground_truth_remapped_to_vspw(cityscapes, tmp_path):
     rows = [f"{name},{'sky' if name == 'car' else ''}" for name in (*names, "caravan", "trailer", "license plate")]
     (tmp_path / "cars.csv").write_text("\n".join(["name,vspw", *rows]))
     own = evaluate_model(of_vspw(), cityscapes[0], source="cityscapes", table=tmp_path / "cars.csv")
-    assert own["table"] == "cars" and own["classes_scored"] == 1 and own["per_class_iou"]["sky"] == 0
+    assert own["table"] == "cars.csv" and own["classes_scored"] == 1 and own["per_class_iou"]["sky"] == 0
 
 
 def test_commands(cityscapes, tmp_path, capsys):

@@ -98,7 +98,7 @@ def test_a_run_leaves_a_scored_model_folder(root, tmp_path, kind):
 def test_class_weights_need_pixels(root, tmp_path):
     path = recipe_file(tmp_path, root, MODELS["masks"])
     weighted = "--losses=[{name: cross_entropy, class_weights: inverse_sqrt}]"
-    with pytest.raises(ValueError, match="training.losses: vss_mask2former classifies masks"):
+    with pytest.raises(ValueError, match=r"training.losses\[0\]: vss_mask2former classifies masks"):
         main([str(path), weighted])
     recipe_file(tmp_path, root, MODELS["no auxiliary head"])
     assert main([str(path), weighted, "--max_steps", "2"]).is_dir()
