@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .dense import _full_precision, _rows_first, _upsampled_blocks
+from .dense import _upsampled_blocks, full_precision, rows_first
 
 
 def upsampled_mask_scores(class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -46,10 +46,10 @@ def upsampled_mask_argmax(class_logits: Tensor, mask_logits: Tensor, size: tuple
     num_labels = class_logits.shape[-1] - 1
     dtype = torch.uint8 if num_labels <= 255 else torch.int64
     labels = torch.empty((len(mask_logits), *size), dtype=dtype, device=mask_logits.device)
-    with _full_precision(mask_logits.device):
+    with full_precision(mask_logits.device):
         for index in range(len(mask_logits)):
             classes = class_logits[index].detach().float().softmax(dim=-1)[:, :-1].t()  # (K, Q)
-            for block in _upsampled_blocks(_rows_first(mask_logits[index].float()), size, align_corners=False):
+            for block in _upsampled_blocks(rows_first(mask_logits[index].float()), size, align_corners=False):
                 scores = classes @ block.logits.sigmoid_()  # (K, Q) @ (rows, Q, W) -> (rows, K, W)
                 labels[index, block.rows] = scores.max(dim=1).indices.to(dtype)
     return labels

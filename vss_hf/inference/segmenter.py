@@ -17,6 +17,7 @@ from vss_hf.video_io import FrameSource, open_source
 
 from .batches import Batch, prepared_batches
 from .read_ahead import read_ahead
+from .score_maps import ScoreMap, score_maps
 from .scores import semantic_labels, semantic_scores
 
 
@@ -124,6 +125,23 @@ class VideoSegmenter:
         with torch.inference_mode(), self.explaining_memory(len(frames), (height, width)):
             outputs = self._video.outputs(self.pixel_values(frames), (height, width))
             return list(semantic_labels(self.model, outputs, (height, width)).cpu().numpy())
+
+    def score_maps(self, frames: list[Any], *, normalised: bool = False) -> list[ScoreMap]:
+        """The scores of all classes for the next frames of the current video, all of one size; see `label_batch`.
+
+        Args:
+            frames: as for `label_batch`.
+            normalised: whether the scores of mask classification models are made to sum to 1; see `MaskScores`.
+
+        Returns:
+            A map for each frame, at the frame's own size; its `labels()` are what `label_batch` gives.
+        """
+        if self.is_video_model and len(frames) > 1:
+            return [map_ for frame in frames for map_ in self.score_maps([frame], normalised=normalised)]
+        height, width = frames[0].shape[:2] if isinstance(frames[0], np.ndarray) else frames[0].shape[-2:]
+        with torch.inference_mode(), self.explaining_memory(len(frames), (height, width)):
+            outputs = self._video.outputs(self.pixel_values(frames), (height, width))
+            return score_maps(self.model, outputs, (height, width), normalised=normalised)
 
     # --- whole videos
 

@@ -1,0 +1,192 @@
+"""Class probabilities of one frame, of which a few rows at a time are computed.
+
+Whatever probabilities come from (one pass of a model, several views of a frame, several models, the frames before),
+labels need only rows of their sum, a block at a time: no (num_labels, height, width) tensor exists unless one is asked
+for. A map holds what is small: logits or mask logits as the model gave them.
+
+    maps = score_maps(model, outputs, (480, 853))            # one for each frame of the batch
+    labels = WeightedScores([(0.5, maps[0]), (0.5, other)]).labels()
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vss_hf.modeling.dense import UpsampledRows, block_rows, full_precision, rows_first
+
+from .scores import align_corners, is_mask_classification
+
+
+class ScoreMap(ABC):
+    """Scores of all classes at every pixel of one frame.
+
+    Args:
+        num_labels: classes.
+        size: (height, width).
+        device: where the rows are computed.
+    """
+
+    def __init__(self, num_labels: int, size: tuple[int, int], device: torch.device):
+        self.num_labels, self.size, self.device = num_labels, size, device
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Scores of some rows: (stop - start, num_labels, width), fp32 (fp64 of fp64 logits), at least 0, to be kept
+        as they are: two calls may give the same tensor."""
+
+    def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
+        """(start, stop, scores (stop - start, num_labels, width)) from the first row to the last."""
+        height, width = self.size
+        if not width:
+            return
+        number = block_rows(self.num_labels, width, torch.empty(0, device=self.device))
+        for start in range(0, height, number):
+            stop = min(start + number, height)
+            with torch.no_grad(), full_precision(self.device):
+                scores = self.rows(start, stop)
+            yield start, stop, scores
+
+    def labels(self) -> Tensor:
+        """(height, width), uint8 (int64 for more than 255 classes): the highest score; the first class wins a tie."""
+        labels = torch.empty(
+            self.size, dtype=torch.uint8 if self.num_labels <= 255 else torch.int64, device=self.device
+        )
+        for start, stop, scores in self.blocks():
+            labels[start:stop] = scores.max(dim=1).indices
+        return labels
+
+    def labels_and_confidence(self) -> tuple[Tensor, Tensor]:
+        """`labels`, and the share of the scores that the chosen class has: fp32 (height, width), 0..1."""
+        labels = torch.empty(
+            self.size, dtype=torch.uint8 if self.num_labels <= 255 else torch.int64, device=self.device
+        )
+        confidence = torch.empty(self.size, device=self.device)
+        for start, stop, scores in self.blocks():
+            best = scores.max(dim=1)
+            labels[start:stop] = best.indices
+            confidence[start:stop] = best.values / scores.sum(dim=1).clamp(min=1e-12)
+        return labels, confidence
+
+    def _empty_labels(self) -> Tensor:
+        dtype = torch.uint8 if self.num_labels <= 255 else torch.int64
+        return torch.empty(self.size, dtype=dtype, device=self.device)
+
+    def dense(self) -> Tensor:
+        """All scores, fp32 (num_labels, height, width): num_labels numbers for every pixel."""
+        scores = torch.empty((self.num_labels, *self.size), device=self.device)
+        for start, stop, block in self.blocks():
+            scores[:, start:stop] = block.transpose(0, 1)
+        return scores
+
+
+class LogitScores(ScoreMap):
+    """The softmax of logits that are upsampled bilinearly.
+
+    Args:
+        logits: (num_labels, h, w) of one frame, any floating type.
+        size: (height, width) wanted.
+        align_corners: of the interpolation.
+        mirrored: the logits are those of the frame's mirror image, left to right.
+    """
+
+    def __init__(self, logits: Tensor, size: tuple[int, int], align_corners: bool = False, mirrored: bool = False):
+        super().__init__(len(logits), size, logits.device)
+        self.upsampled = UpsampledRows(rows_first(logits.flip(-1) if mirrored else logits), size, align_corners)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.upsampled.block(start, stop).logits.softmax(dim=1)
+
+
+class MaskScores(ScoreMap):
+    """Scores of a mask classification model (modeling/dense_masks.py).
+
+    Args:
+        class_logits: (queries, num_labels + 1) of one frame, the last being "no object".
+        mask_logits: (queries, h, w).
+        size: (height, width) wanted.
+        mirrored: as for `LogitScores`.
+        normalised: divide by the sum over the classes, so that a pixel counts as much as another model's; as published
+            the scores of pixels that no query claims are nearly 0.
+    """
+
+    def __init__(
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        size: tuple[int, int],
+        mirrored: bool = False,
+        normalised: bool = False,
+    ):
+        super().__init__(class_logits.shape[-1] - 1, size, mask_logits.device)
+        self.classes = class_logits.detach().float().softmax(dim=-1)[:, :-1].t()  # (K, Q)
+        self.upsampled = UpsampledRows(rows_first((mask_logits.flip(-1) if mirrored else mask_logits).float()), size)
+        self.normalised = normalised
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        masks = self.upsampled.block(start, stop).logits.sigmoid_()  # (rows, Q, W)
+        scores = self.classes @ masks  # (rows, K, W)
+        return scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-12) if self.normalised else scores
+
+
+class WeightedScores(ScoreMap):
+    """The weighted sum of several maps of one frame.
+
+    Args:
+        members: (weight, map); one at least, of equal classes and size. The sum is not divided by the weights' sum.
+    """
+
+    def __init__(self, members: Sequence[tuple[float, ScoreMap]]):
+        if not members:
+            raise ValueError("no scores to add up: expected one map at least")
+        first = members[0][1]
+        for _, one in members:
+            if (one.num_labels, one.size) != (first.num_labels, first.size):
+                raise ValueError(
+                    f"scores of {one.num_labels} classes at {one.size} and of {first.num_labels} at {first.size} "
+                    "(height, width) have no sum"
+                )
+        super().__init__(first.num_labels, first.size, first.device)
+        self.members = list(members)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        weight, first = self.members[0]
+        total = first.rows(start, stop) * weight
+        for weight, one in self.members[1:]:
+            total.add_(one.rows(start, stop).to(total.device), alpha=weight)
+        return total
+
+
+class DenseScores(ScoreMap):
+    """Scores that are there as a tensor.
+
+    Args:
+        scores: (num_labels, height, width), floating, at least 0.
+    """
+
+    def __init__(self, scores: Tensor):
+        super().__init__(len(scores), (scores.shape[1], scores.shape[2]), scores.device)
+        self.scores = scores
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.scores[:, start:stop].transpose(0, 1).float()
+
+
+def score_maps(
+    model: Any, outputs: Any, size: tuple[int, int], *, mirrored: bool = False, normalised: bool = False
+) -> list[ScoreMap]:
+    """The scores of each frame of a batch.
+
+    Args:
+        model: as for `semantic_scores`.
+        outputs: its output for a batch.
+        size: (height, width) wanted.
+        mirrored: the batch held mirror images, left to right; the maps are of the frames themselves.
+        normalised: as for `MaskScores`; the scores of a per-pixel model always sum to 1.
+    """
+    if is_mask_classification(model, outputs):
+        pairs = zip(outputs.class_queries_logits, outputs.masks_queries_logits, strict=True)
+        return [MaskScores(classes, masks, size, mirrored, normalised) for classes, masks in pairs]
+    return [LogitScores(logits, size, align_corners(model), mirrored) for logits in outputs.logits]
