@@ -31,7 +31,7 @@ from .card_text import (
     with_stamp,
 )
 from .dataset_terms import Terms
-from .eval_results import HUB_ID, METRICS, model_index, other_classes, scored
+from .eval_results import HUB_ID, METRICS, beside_the_model, model_index, other_classes, scored
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -328,6 +328,7 @@ def _results_context(results: Mapping[str, Any]) -> dict[str, Any]:
             for key, name, which in METRICS
         ],
         "other_classes": other_classes(results),
+        "made_by": beside_the_model(results),
         "clips": " and ".join(clips),
         "without_clips": [key.upper() for key in ("vc8", "vc16") if key not in values],
         "class_rows": [(name, f"{value:.4f}") for value, name in ranked] + [(name, "–") for name in absent],

@@ -5,6 +5,7 @@ shown on model pages; `.eval_results` feeds the leaderboards of benchmark data s
 (https://huggingface.co/docs/hub/eval-results).
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -95,6 +96,8 @@ def write_eval_results(folder: str | Path, results: Mapping[str, Any], dataset_i
         remarks += f"; {others}: not comparable with scores in the data set's own classes"
     elif results.get("source"):
         remarks += f"; read from the layout {results['source']}"
+    if made_by := beside_the_model(results):
+        remarks += f"; with {made_by}"
     if "/" not in identifier:
         remarks += f"; '{identifier}' is a local data set without a Hub id"
     entries = [
@@ -138,6 +141,12 @@ def other_classes(results: Mapping[str, Any]) -> str:
     if table == "reverse":
         return f"the classes of {source} that VSPW does not tell apart count as one"
     return f"labels turned into VSPW's classes by remap table '{table}' of {source}"
+
+
+def beside_the_model(results: Mapping[str, Any]) -> str:
+    """What made the labels beside the model's view of the frame: test-time augmentation, steps; empty: nothing."""
+    made_by = {key: results[key] for key in ("tta", "score_steps", "label_steps") if results.get(key)}
+    return "; ".join(f"{key} {json.dumps(value)}" for key, value in made_by.items())
 
 
 def slug(name: str) -> str:

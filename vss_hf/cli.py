@@ -24,6 +24,7 @@ from .cli_common import (
     write_results,
 )
 from .cli_data import data_app
+from .cli_inference import Refine, Smooth, TestTimeAugmentation, open_segmenter
 from .files import write_json
 
 
@@ -80,6 +81,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Write the confusion matrix here, as JSON: for the loss confusion_focal of a recipe."),
     ] = None,
+    tta: TestTimeAugmentation = None,
+    refine: Refine = None,
+    smooth: Smooth = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Frames per forward pass.")] = 4,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
     device: Device = None,
@@ -88,14 +92,14 @@ def evaluate(
 
     Several GPUs: torchrun --nproc_per_node=8 -m vss_hf evaluate ...
     """
-    from vss_hf.inference import VideoSegmenter, evaluate_model
+    from vss_hf.inference import evaluate_model
     from vss_hf.inference.processes import failing_together, is_first, joined_processes
 
     check_writable(json_file)
     check_writable(confusion)
     with joined_processes(device) as own_device:
         with failing_together():
-            segmenter = VideoSegmenter.from_pretrained(model, own_device)
+            segmenter = open_segmenter(model, own_device, tta, refine, smooth)
         results = evaluate_model(
             segmenter,
             data,
@@ -168,6 +172,9 @@ def predict(
     ] = "side-by-side",
     alpha: Annotated[float, typer.Option(min=0, max=1, help="Strength of the overlay's colours.")] = 0.6,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop each video or camera after so many.")] = None,
+    tta: TestTimeAugmentation = None,
+    refine: Refine = None,
+    smooth: Smooth = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Frames per forward pass, for image models.")] = 1,
     submission: Annotated[
         Path | None, typer.Option(help="Also pack the PNGs into this zip for the VSPW server.")
@@ -179,7 +186,6 @@ def predict(
 
     Several GPUs share the videos of a VSPW root: torchrun --nproc_per_node=8 -m vss_hf predict ...
     """
-    from vss_hf.inference import VideoSegmenter
     from vss_hf.inference import predict as run
     from vss_hf.inference.processes import failing_together, is_first, joined_processes
 
@@ -188,7 +194,7 @@ def predict(
     what = camera_or_path(source, camera)
     with joined_processes(device) as own_device:
         with failing_together():
-            segmenter = VideoSegmenter.from_pretrained(model, own_device)
+            segmenter = open_segmenter(model, own_device, tta, refine, smooth)
         results = run(
             segmenter,
             what,

@@ -28,12 +28,17 @@ def progress_bar(items: Iterable, total: int | None, name: str) -> Iterator:
 def show_results(results: dict[str, Any]) -> None:
     """A table for people; every number stands with its protocol."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
+
+    from vss_hf.hub_cards.eval_results import beside_the_model
 
     data = f"{results['dataset']} {results['split']}: {results['videos']} videos, {results['frames']} frames"
     if "source" in results:
         of = f"table {results['table']}" if results["table"] else "its own classes"
         data += f" ({results['source']}, {of})"
+    if made_by := beside_the_model(results):
+        data += f"\n{escape(made_by)}"
     table = Table(title=f"{results['model']} on {data}")
     for heading in ("metric", "value", "protocol"):
         table.add_column(heading, justify="right" if heading == "value" else "left")

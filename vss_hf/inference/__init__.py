@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from .scores import semantic_scores as semantic_scores
     from .segmenter import SegmentedFrame as SegmentedFrame
     from .segmenter import VideoSegmenter as VideoSegmenter
+    from .views import TTA as TTA
 
 _HOME = {
+    "TTA": "views",
     "SegmentedFrame": "segmenter",
     "VideoSegmenter": "segmenter",
     "evaluate_model": "evaluation",

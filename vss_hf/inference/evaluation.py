@@ -172,7 +172,8 @@ def evaluate_model(
         Dictionary for `--json`: protocols, split, dataset, videos, frames, mean_iou, frequency_weighted_iou,
         pixel_accuracy, mean_accuracy, per_class_iou (name: value or None), vc8, vc16, vc_clips, frames_per_second
         (preprocessing, model and label map, of all processes together; without decoding and scoring), model,
-        versions, hardware; and source and table, where the data set is not simply in VSPW's layout. `confusion` is
+        versions, hardware; source and table, where the data set is not simply in VSPW's layout; and tta, score_steps
+        and label_steps, where the segmenter has any (`VideoSegmenter.settings`). `confusion` is
         the pixels of every pair of classes, a list of rows, one for each true class.
 
     Raises:
@@ -218,6 +219,7 @@ def evaluate_model(
     return {
         **results,
         **data_set_scored(truth, root, source),
+        **segmenter.settings(),
         "frames_per_second": results["frames"] / seconds if seconds else None,
         "model": Path(str(segmenter.model.config.name_or_path)).name or type(segmenter.model).__name__,
         **environment(segmenter.model.device),

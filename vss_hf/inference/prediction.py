@@ -80,6 +80,7 @@ def predict(
     Returns:
         {"model": its name, "videos": n, "frames": n, "files": [paths of overlays and archive],
         "class_share": {class name: share of all pixels}, "frames_per_second": reading and writing included,
+        what `VideoSegmenter.settings` says,
         "interrupted": whether it was ended early, "stop_signal": by which signal (2 = Ctrl-C), or None}.
 
     Raises:
@@ -141,6 +142,7 @@ def predict(
             if count
         },
         "frames_per_second": len(written) / seconds,
+        **segmenter.settings(),
         "interrupted": stop_signal is not None,
         "stop_signal": stop_signal,
     }

@@ -9,7 +9,8 @@ for. A map holds what is small: logits or mask logits as the model gave them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,9 @@ class ScoreMap(ABC):
 
     def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
         """(start, stop, scores (stop - start, num_labels, width)) from the first row to the last."""
+        yield from self._blocks(self.rows)
+
+    def _blocks(self, rows: Callable[[int, int], Tensor]) -> Iterator[tuple[int, int, Tensor]]:
         height, width = self.size
         if not width:
             return
@@ -46,23 +50,19 @@ class ScoreMap(ABC):
         for start in range(0, height, number):
             stop = min(start + number, height)
             with torch.no_grad(), full_precision(self.device):
-                scores = self.rows(start, stop)
+                scores = rows(start, stop)
             yield start, stop, scores
 
     def labels(self) -> Tensor:
         """(height, width), uint8 (int64 for more than 255 classes): the highest score; the first class wins a tie."""
-        labels = torch.empty(
-            self.size, dtype=torch.uint8 if self.num_labels <= 255 else torch.int64, device=self.device
-        )
+        labels = self._empty_labels()
         for start, stop, scores in self.blocks():
             labels[start:stop] = scores.max(dim=1).indices
         return labels
 
     def labels_and_confidence(self) -> tuple[Tensor, Tensor]:
         """`labels`, and the share of the scores that the chosen class has: fp32 (height, width), 0..1."""
-        labels = torch.empty(
-            self.size, dtype=torch.uint8 if self.num_labels <= 255 else torch.int64, device=self.device
-        )
+        labels = self._empty_labels()
         confidence = torch.empty(self.size, device=self.device)
         for start, stop, scores in self.blocks():
             best = scores.max(dim=1)
@@ -82,6 +82,29 @@ class ScoreMap(ABC):
         return scores
 
 
+class Interpolation:
+    """Bilinear interpolation in several steps as one, wy @ image @ wx^T, of which any rows can be had.
+
+    Args:
+        wy: (H, h) on the CPU, fp32 or fp64: what the image's rows count in each row of the result; no row is all 0.
+        wx: (W, w) on the CPU, of the columns.
+        device: of the images.
+    """
+
+    def __init__(self, wy: Tensor, wx: Tensor, device: torch.device):
+        used = (wy != 0).int()
+        self.first = used.argmax(dim=1).tolist()  # on the CPU: choosing a block's rows does not wait for the device
+        self.last = (used.shape[1] - used.flip(1).argmax(dim=1)).tolist()
+        self.size = (len(wy), len(wx))
+        self.wy, self.wx = wy.to(device), wx.to(device)
+
+    def rows(self, image: Tensor, start: int, stop: int) -> Tensor:
+        """Rows start..stop-1 of the result (stop - start, C, W), free to be overwritten, of an image (h, C, w)."""
+        span = slice(min(self.first[start:stop]), max(self.last[start:stop]))
+        wide = image[span].to(self.wx.dtype) @ self.wx.t()  # (span, C, W)
+        return (self.wy[start:stop, span] @ wide.flatten(1)).view(stop - start, *wide.shape[1:])
+
+
 class LogitScores(ScoreMap):
     """The softmax of logits that are upsampled bilinearly.
 
@@ -90,14 +113,26 @@ class LogitScores(ScoreMap):
         size: (height, width) wanted.
         align_corners: of the interpolation.
         mirrored: the logits are those of the frame's mirror image, left to right.
+        interpolation: to `size`, if it is another one; then the two above do not count.
     """
 
-    def __init__(self, logits: Tensor, size: tuple[int, int], align_corners: bool = False, mirrored: bool = False):
+    def __init__(
+        self,
+        logits: Tensor,
+        size: tuple[int, int],
+        align_corners: bool = False,
+        mirrored: bool = False,
+        interpolation: Interpolation | None = None,
+    ):
         super().__init__(len(logits), size, logits.device)
-        self.upsampled = UpsampledRows(rows_first(logits.flip(-1) if mirrored else logits), size, align_corners)
+        self.resampled = resampled_rows(logits, size, align_corners, mirrored, interpolation)
+
+    def logits(self, start: int, stop: int) -> Tensor:
+        """The logits of some rows: (stop - start, num_labels, width), fp32 or fp64, free to be overwritten."""
+        return self.resampled(start, stop)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        return self.upsampled.block(start, stop).logits.softmax(dim=1)
+        return self.logits(start, stop).softmax(dim=1)
 
 
 class MaskScores(ScoreMap):
@@ -110,6 +145,7 @@ class MaskScores(ScoreMap):
         mirrored: as for `LogitScores`.
         normalised: divide by the sum over the classes, so that a pixel counts as much as another model's; as published
             the scores of pixels that no query claims are nearly 0.
+        interpolation: as for `LogitScores`.
     """
 
     def __init__(
@@ -119,16 +155,38 @@ class MaskScores(ScoreMap):
         size: tuple[int, int],
         mirrored: bool = False,
         normalised: bool = False,
+        interpolation: Interpolation | None = None,
     ):
         super().__init__(class_logits.shape[-1] - 1, size, mask_logits.device)
         self.classes = class_logits.detach().float().softmax(dim=-1)[:, :-1].t()  # (K, Q)
-        self.upsampled = UpsampledRows(rows_first((mask_logits.flip(-1) if mirrored else mask_logits).float()), size)
+        masks = mask_logits.float() if interpolation is None else mask_logits
+        self.resampled = resampled_rows(masks, size, False, mirrored, interpolation)
         self.normalised = normalised
 
     def rows(self, start: int, stop: int) -> Tensor:
-        masks = self.upsampled.block(start, stop).logits.sigmoid_()  # (rows, Q, W)
+        masks = self.resampled(start, stop).float().sigmoid_()  # (rows, Q, W)
         scores = self.classes @ masks  # (rows, K, W)
-        return scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-12) if self.normalised else scores
+        return normalised_rows(scores) if self.normalised else scores
+
+
+def resampled_rows(
+    image: Tensor,
+    size: tuple[int, int],
+    align_corners: bool,
+    mirrored: bool,
+    interpolation: Interpolation | None,
+) -> Callable[[int, int], Tensor]:
+    """What gives rows (stop - start, C, width) of an image (C, h, w), resized to `size`; see `LogitScores`."""
+    if interpolation is not None:
+        # Not in fp32 as below: of many views half-precision logits take half the memory, and blocks are converted.
+        return partial(interpolation.rows, image.detach().transpose(0, 1).contiguous())
+    upsampled = UpsampledRows(rows_first(image.flip(-1) if mirrored else image), size, align_corners)
+    return lambda start, stop: upsampled.block(start, stop).logits
+
+
+def normalised_rows(scores: Tensor) -> Tensor:
+    """Scores (rows, num_labels, width), at least 0, made to sum to 1 over the classes."""
+    return scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
 
 class WeightedScores(ScoreMap):

@@ -1,7 +1,6 @@
 """A model and its processor, frame by frame."""
 
-import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,9 @@ from .batches import Batch, prepared_batches
 from .read_ahead import read_ahead
 from .score_maps import ScoreMap, score_maps
 from .scores import semantic_labels, semantic_scores
+from .steps import LabelStep, ScoreStep, recorded
+from .video_memory import VideoMemory
+from .views import TTA, Views
 
 
 BATCHES_AHEAD = 2
@@ -50,6 +52,9 @@ class VideoSegmenter:
         model: a semantic segmentation model, ours or of transformers.
         processor: its image processor.
         device: where to run; None: where the model is.
+        tta: views in which every frame goes through the model; None: the frame itself.
+        score_steps: what happens to the scores of a frame, in this order; see `vss_hf.inference.steps`.
+        label_steps: what happens to its labels afterwards. Steps remember one video at a time.
 
     Example:
         >>> segmenter = VideoSegmenter.from_pretrained("path/to/model")  # doctest: +SKIP
@@ -57,15 +62,35 @@ class VideoSegmenter:
         ...     print(frame.name, frame.time, frame.labels.shape)
     """
 
-    def __init__(self, model: Any, processor: Any, device: str | torch.device | None = None):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        device: str | torch.device | None = None,
+        *,
+        tta: TTA | None = None,
+        score_steps: Sequence[ScoreStep] = (),
+        label_steps: Sequence[LabelStep] = (),
+    ):
         self.model = model.to(device) if device is not None else model
         self.model.eval()
         self.processor = processor
-        self.reset()
+        self.tta = tta
+        self.score_steps, self.label_steps = list(score_steps), list(label_steps)
+        self._views = None if tta is None else Views(tta)
+        self._in_steps: VideoMemory | None = None  # the video that the steps remember
+        self._video = VideoMemory(self.model, self._steps)
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, device: str | torch.device | None = None, revision: str | None = None
+        cls,
+        source: str | Path,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        *,
+        tta: TTA | None = None,
+        score_steps: Sequence[ScoreStep] = (),
+        label_steps: Sequence[LabelStep] = (),
     ) -> "VideoSegmenter":
         """Load a model folder or Hub repo. Weights must be safetensors, and every tensor of the model must be there.
 
@@ -73,6 +98,7 @@ class VideoSegmenter:
             source: folder or Hub id.
             device: where to run; None: a GPU if there is one.
             revision: branch, tag or commit of a Hub repo.
+            tta, score_steps, label_steps: as for the class.
 
         Raises:
             FileNotFoundError: `source` looks like a folder and holds no model.
@@ -82,7 +108,8 @@ class VideoSegmenter:
         model = load_segmentation_model(source, **settings)
         model.config.return_dict = True  # outputs are read by name here, whatever the file says
         processor = load_processor(source, **settings)
-        return cls(model, processor, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model, processor, device, tta=tta, score_steps=score_steps, label_steps=label_steps)
 
     @property
     def names(self) -> list[str]:
@@ -94,11 +121,22 @@ class VideoSegmenter:
         """Whether the model looks at earlier frames, too; then frames must come in order."""
         return hasattr(self.model, "init_state")
 
+    def settings(self) -> dict[str, Any]:
+        """What results record of how labels were made, beside the model: `tta`, `score_steps` and `label_steps` where
+        there are any."""
+        made_by = {
+            "tta": None if self.tta is None else self.tta.settings(),
+            "score_steps": recorded(self.score_steps),
+            "label_steps": recorded(self.label_steps),
+        }
+        return {name: value for name, value in made_by.items() if value}
+
     # --- frame by frame
 
     def reset(self) -> None:
         """Begin another video: the next `step` takes its frame as the first one."""
-        self._video = VideoMemory(self.model)
+        self._leave(self._video)
+        self._video = VideoMemory(self.model, self._steps)
 
     def step(self, frame: np.ndarray | torch.Tensor) -> np.ndarray:
         """Label the next frame of the current video.
@@ -121,10 +159,7 @@ class VideoSegmenter:
         """
         if self.is_video_model and len(frames) > 1:
             return [self.step(frame) for frame in frames]
-        height, width = frames[0].shape[:2] if isinstance(frames[0], np.ndarray) else frames[0].shape[-2:]
-        with torch.inference_mode(), self.explaining_memory(len(frames), (height, width)):
-            outputs = self._video.outputs(self.pixel_values(frames), (height, width))
-            return list(semantic_labels(self.model, outputs, (height, width)).cpu().numpy())
+        return [labels for labels, _ in self._labels(frames, self._video)]
 
     def score_maps(self, frames: list[Any], *, normalised: bool = False) -> list[ScoreMap]:
         """The scores of all classes for the next frames of the current video, all of one size; see `label_batch`.
@@ -134,14 +169,14 @@ class VideoSegmenter:
             normalised: whether the scores of mask classification models are made to sum to 1; see `MaskScores`.
 
         Returns:
-            A map for each frame, at the frame's own size; its `labels()` are what `label_batch` gives.
+            A map for each frame, at the frame's own size, after the score steps; without label steps its `labels()`
+            are what `label_batch` gives.
         """
         if self.is_video_model and len(frames) > 1:
             return [map_ for frame in frames for map_ in self.score_maps([frame], normalised=normalised)]
-        height, width = frames[0].shape[:2] if isinstance(frames[0], np.ndarray) else frames[0].shape[-2:]
-        with torch.inference_mode(), self.explaining_memory(len(frames), (height, width)):
-            outputs = self._video.outputs(self.pixel_values(frames), (height, width))
-            return score_maps(self.model, outputs, (height, width), normalised=normalised)
+        with torch.inference_mode(), self.explaining_memory(len(frames), size_of(frames[0])):
+            maps = self._maps(frames, self._video, normalised=normalised)
+            return [self._after_steps(*pair) for pair in zip(frames, maps, strict=True)]
 
     # --- whole videos
 
@@ -162,8 +197,9 @@ class VideoSegmenter:
     ) -> Generator[SegmentedFrame, None, None]:
         """Label one video while it is read. A thread reads and prepares the next frames while the model computes.
 
-        The video has a memory of its own, from its first frame on; `step` and other videos do not disturb it. Where
-        the frames change their size, a video model begins anew, with a RuntimeWarning.
+        The video has a memory of its own, from its first frame on; `step` and other videos do not disturb it. But
+        there is one set of steps, which remember one video at a time: they begin anew with this one. Where the frames
+        change their size, a video model and the steps begin anew, with a RuntimeWarning.
 
         Args:
             source: a video file, a folder of frames, a picture, the folder of a VSPW video, frames, the number of a
@@ -178,41 +214,127 @@ class VideoSegmenter:
 
         Raises:
             As `open_source`, at once. While it is iterated: what reading raises, after the frames before the damage;
-            MemoryError as `step`.
+            MemoryError as `step`; RuntimeError if there are steps and another video was begun meanwhile.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected a number of frames, from 1")
         return self._segment(open_source(source), 1 if self.is_video_model else batch_size, with_scores)
 
     def _segment(self, source: FrameSource, batch_size: int, scores: bool) -> Generator[SegmentedFrame, None, None]:
-        video = VideoMemory(self.model)
+        video = VideoMemory(self.model, self._steps)
         batches = prepared_batches(self, source, batch_size)
         depth = 1 if source.live else BATCHES_AHEAD
-        with closing(read_ahead(batches, depth, newest_only=source.live)) as ahead:
-            for batch in ahead:
-                yield from self._label(batch, video, scores)
+        try:
+            with closing(read_ahead(batches, depth, newest_only=source.live)) as ahead:
+                for batch in ahead:
+                    yield from self._label(batch, video, scores)
+        finally:
+            self._leave(video)
 
-    def _label(self, batch: Batch, video: "VideoMemory", with_scores: bool) -> list[SegmentedFrame]:
-        frames = batch.frames
-        height, width = frames[0].image.shape[:2]
-        scores: Any = [None] * len(frames)
-        with torch.inference_mode(), self.explaining_memory(len(frames), (height, width)):
-            outputs = video.outputs(batch.fetch(), (height, width), frames[0].name)
-            labels = semantic_labels(self.model, outputs, (height, width)).cpu().numpy()
-            if with_scores:
-                scores = semantic_scores(self.model, outputs, (height, width)).cpu().numpy()
+    def _label(self, batch: Batch, video: VideoMemory, with_scores: bool) -> list[SegmentedFrame]:
+        images = [frame.image for frame in batch.frames]
+        labelled = self._labels(images, video, batch.fetch(), batch.frames[0].name, with_scores)
         return [
-            SegmentedFrame(frame.name, frame.time, frame.image, one, of_classes)
-            for frame, one, of_classes in zip(frames, labels, scores, strict=True)
+            SegmentedFrame(frame.name, frame.time, frame.image, labels, scores)
+            for frame, (labels, scores) in zip(batch.frames, labelled, strict=True)
         ]
 
     # --- what both share
 
-    def pixel_values(self, frames: list[Any]) -> torch.Tensor:
-        """The model's input, (frames, 3, h, w), made of frames of one size (see `step`)."""
+    def _labels(
+        self,
+        frames: list[Any],
+        video: VideoMemory,
+        pixel_values: torch.Tensor | None = None,
+        name: str | None = None,
+        with_scores: bool = False,
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Labels of the next frames of a video, and their scores where wanted; a video model takes one frame."""
+        size = size_of(frames[0])
+        with torch.inference_mode(), self.explaining_memory(len(frames), size):
+            if self.tta is not None or self._steps:
+                maps = self._maps(frames, video, pixel_values, name)
+                return [self._finished(*pair, with_scores) for pair in zip(frames, maps, strict=True)]
+            # All frames at once, which on a GPU is waited for once.
+            outputs = self._outputs(frames, video, pixel_values, name)
+            scores: Any = [None] * len(frames)
+            labels = semantic_labels(self.model, outputs, size).cpu().numpy()
+            if with_scores:
+                scores = semantic_scores(self.model, outputs, size).cpu().numpy()
+            return list(zip(labels, scores, strict=True))
+
+    def _maps(
+        self,
+        frames: list[Any],
+        video: VideoMemory,
+        pixel_values: torch.Tensor | None = None,
+        name: str | None = None,
+        normalised: bool = False,
+    ) -> list[ScoreMap]:
+        """The scores of the next frames of a video before any step."""
+        size = size_of(frames[0])
+        if self._views is None:
+            outputs = self._outputs(frames, video, pixel_values, name)
+            return score_maps(self.model, outputs, size, normalised=normalised)
+        self._enter(video)
+        video.expect(size, len(frames), name)
+        pixel_values = self.pixel_values(frames) if pixel_values is None else pixel_values
+        return self._views.score_maps(self, frames, size, video, pixel_values, normalised)
+
+    def _outputs(
+        self, frames: list[Any], video: VideoMemory, pixel_values: torch.Tensor | None, name: str | None
+    ) -> Any:
+        pixel_values = self.pixel_values(frames) if pixel_values is None else pixel_values
+        self._enter(video)
+        video.expect(size_of(frames[0]), len(frames), name)
+        return video.outputs(pixel_values)
+
+    def _after_steps(self, frame: Any, scores: ScoreMap) -> ScoreMap:
+        for step in self.score_steps:
+            scores = step(as_image(frame), scores)
+        return scores
+
+    def _finished(self, frame: Any, scores: ScoreMap, with_scores: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        """The frame's labels after all steps, and where wanted the scores that they were made of, summing to 1."""
+        scores = self._after_steps(frame, scores)
+        labels = scores.labels().cpu().numpy()
+        for step in self.label_steps:
+            labels = step(as_image(frame), labels, scores)
+        if not with_scores:
+            return labels, None
+        dense = scores.dense()
+        return labels, dense.div_(dense.sum(dim=0).clamp(min=1e-12)).cpu().numpy()
+
+    @property
+    def _steps(self) -> list[ScoreStep | LabelStep]:
+        return [*self.score_steps, *self.label_steps]
+
+    def _enter(self, video: VideoMemory) -> None:
+        """The steps are about to see the next frames of a video."""
+        if not self._steps or self._in_steps is video:
+            return
+        if video.frames:
+            raise RuntimeError(
+                "the steps of this VideoSegmenter have gone on to another video; they remember one at a time, so "
+                "finish a video before the next one, or use a segmenter with steps of its own for each"
+            )
+        for step in self._steps:
+            step.reset()
+        self._in_steps = video
+
+    def _leave(self, video: VideoMemory) -> None:
+        """A video has ended: the steps need not remember it any more."""
+        if self._in_steps is video:
+            for step in self._steps:
+                step.reset()
+            self._in_steps = None
+
+    def pixel_values(self, frames: list[Any], **settings: Any) -> torch.Tensor:
+        """The model's input, (frames, 3, h, w), made of frames of one size (see `step`) with the processor's settings,
+        but for those given."""
         # Arrays that are mirrored views, e.g. `bgr[..., ::-1]`, are not for torch.
         images = [np.ascontiguousarray(frame) if isinstance(frame, np.ndarray) else frame for frame in frames]
-        inputs = self.processor(images=images, return_tensors="pt", device=str(self.model.device))
+        inputs = self.processor(images=images, return_tensors="pt", device=str(self.model.device), **settings)
         return inputs["pixel_values"].to(self.model.device, self.model.dtype)
 
     @contextmanager
@@ -230,41 +352,14 @@ class VideoSegmenter:
             ) from error
 
 
-class VideoMemory:
-    """One video on its way through a model: what a video model remembers of it. An image model remembers nothing.
+def size_of(frame: Any) -> tuple[int, int]:
+    """(height, width) of a (height, width, 3) array or a (3, height, width) tensor."""
+    return frame.shape[:2] if isinstance(frame, np.ndarray) else frame.shape[-2:]
 
-    Args:
-        model: an image or a video model.
-    """
 
-    def __init__(self, model: Any):
-        self.model, self.state, self.frames = model, None, 0
-        self.size: tuple[int, int] | None = None
-
-    def outputs(self, pixel_values: torch.Tensor, size: tuple[int, int], name: str | None = None) -> Any:
-        """What the model says about the next frames; a video model takes one.
-
-        Args:
-            pixel_values: (frames, 3, h, w).
-            size: (height, width) of the frames themselves; another one than before begins a new memory, with a
-                warning.
-            name: how the warning calls the frame; None: by its number.
-        """
-        if not hasattr(self.model, "init_state"):
-            return self.model(pixel_values=pixel_values)
-        if size != self.size:
-            if self.size is not None:
-                warnings.warn(
-                    f"frame {name or self.frames} is {size[1]}x{size[0]} after frames of "
-                    f"{self.size[1]}x{self.size[0]} (width x height): {type(self.model).__name__} forgets those and "
-                    "begins anew",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            self.state, self.size = self.model.init_state(), size
-        outputs, self.state = self.model.step(pixel_values, self.state)
-        self.frames += 1
-        return outputs
+def as_image(frame: Any) -> np.ndarray:
+    """A frame as steps take it: uint8 (H, W, 3)."""
+    return frame if isinstance(frame, np.ndarray) else frame.permute(1, 2, 0).cpu().numpy()
 
 
 def load_processor(source: str | Path, **settings: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What values the fields of a recipe can hold, and what is said about others."""
+"""What values the fields of recipes and settings can hold, and what is said about others."""
 
 import sys
 from difflib import get_close_matches
