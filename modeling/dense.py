@@ -332,6 +332,39 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int], *, align_corners: bo
 
 
 @torch.compiler.disable()
+def upsampled_confidence(
+    logits: Tensor, size: tuple[int, int], *, align_corners: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Predicted class of every pixel and its softmax probability, in row blocks.
+
+    Args:
+        logits: (B, K, h, w), finite, any floating dtype and memory layout; computed in float32 (float64 stays).
+        size: (H, W) of the result.
+        align_corners: As in `F.interpolate`.
+
+    Returns:
+        The classes, as `upsampled_argmax` gives them, and (B, H, W) float32 (float64) in 1/K..1: the largest value of
+        the softmax over `F.interpolate(logits, size, mode="bilinear")`.
+    """
+    _check_logits(logits)
+    batch, num_labels = logits.shape[:2]
+    dtype = torch.uint8 if num_labels <= 255 else torch.int64
+    predictions = torch.empty((batch, *size), dtype=dtype, device=logits.device)
+    precision = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    confidence = torch.empty((batch, *size), dtype=precision, device=logits.device)
+    with _full_precision(logits.device):
+        for index in range(batch):
+            for block in _upsampled_blocks(_rows_first(logits[index]), size, align_corners):
+                z = block.logits  # (rows, K, W), overwritten
+                highest = z.max(dim=1)
+                z -= highest.values[:, None]
+                z.mul_(1 / math.log(2)).exp2_()  # exp2 is three times as fast as exp on the CPU
+                predictions[index, block.rows] = highest.indices
+                confidence[index, block.rows] = z.sum(dim=1).reciprocal_()
+    return predictions, confidence
+
+
+@torch.compiler.disable()
 def upsampled_confusion(
     logits: Tensor, labels: Tensor, *, ignore_index: int = 255, align_corners: bool = False
 ) -> Tensor:

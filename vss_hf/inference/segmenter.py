@@ -17,7 +17,7 @@ from vss_hf.video_io import FrameSource, open_source
 
 from .batches import Batch, prepared_batches
 from .read_ahead import read_ahead
-from .scores import semantic_labels, semantic_scores
+from .scores import semantic_confidence, semantic_labels, semantic_scores
 
 
 BATCHES_AHEAD = 2
@@ -33,6 +33,7 @@ class SegmentedFrame:
         image: uint8 (H, W, 3) RGB.
         labels: uint8 (H, W), class of each pixel.
         scores: float32 (num_labels, H, W), probability of each class; None unless asked for.
+        confidence: float32 (H, W), probability of the class in `labels`; None unless asked for.
     """
 
     name: str
@@ -40,6 +41,7 @@ class SegmentedFrame:
     image: np.ndarray
     labels: np.ndarray
     scores: np.ndarray | None = None
+    confidence: np.ndarray | None = None
 
 
 class VideoSegmenter:
@@ -140,7 +142,7 @@ class VideoSegmenter:
         return (frame.labels for frame in self.segment(frames, batch_size=batch_size))
 
     def segment(
-        self, source: Any, *, batch_size: int = 1, with_scores: bool = False
+        self, source: Any, *, batch_size: int = 1, with_scores: bool = False, with_confidence: bool = False
     ) -> Generator[SegmentedFrame, None, None]:
         """Label one video while it is read. A thread reads and prepares the next frames while the model computes.
 
@@ -154,6 +156,7 @@ class VideoSegmenter:
             batch_size: frames that an image model takes together, at most; frames of different sizes never are. A
                 video model takes one at a time.
             with_scores: also give the probabilities of all classes, num_labels numbers per pixel.
+            with_confidence: also give the probability of the predicted class, one number per pixel.
 
         Returns:
             A generator of the frames, in order. Closing it, or breaking off, ends the reading.
@@ -164,28 +167,38 @@ class VideoSegmenter:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected a number of frames, from 1")
-        return self._segment(open_source(source), 1 if self.is_video_model else batch_size, with_scores)
+        opened, together = open_source(source), 1 if self.is_video_model else batch_size
+        return self._segment(opened, together, with_scores, with_confidence)
 
-    def _segment(self, source: FrameSource, batch_size: int, scores: bool) -> Generator[SegmentedFrame, None, None]:
+    def _segment(
+        self, source: FrameSource, batch_size: int, scores: bool, confidence: bool
+    ) -> Generator[SegmentedFrame, None, None]:
         video = VideoMemory(self.model)
         batches = prepared_batches(self, source, batch_size)
         depth = 1 if source.live else BATCHES_AHEAD
         with closing(read_ahead(batches, depth, newest_only=source.live)) as ahead:
             for batch in ahead:
-                yield from self._label(batch, video, scores)
+                yield from self._label(batch, video, scores, confidence)
 
-    def _label(self, batch: Batch, video: "VideoMemory", with_scores: bool) -> list[SegmentedFrame]:
+    def _label(
+        self, batch: Batch, video: "VideoMemory", with_scores: bool, with_confidence: bool
+    ) -> list[SegmentedFrame]:
         frames = batch.frames
-        height, width = frames[0].image.shape[:2]
+        size = frames[0].image.shape[:2]
         scores: Any = [None] * len(frames)
-        with torch.inference_mode(), self.explaining_memory(len(frames), (height, width)):
-            outputs = video.outputs(batch.fetch(), (height, width), frames[0].name)
-            labels = semantic_labels(self.model, outputs, (height, width)).cpu().numpy()
+        confidence: Any = scores
+        with torch.inference_mode(), self.explaining_memory(len(frames), size):
+            outputs = video.outputs(batch.fetch(), size, frames[0].name)
+            if with_confidence:
+                found, probable = semantic_confidence(self.model, outputs, size)
+                labels, confidence = found.cpu().numpy(), probable.cpu().numpy()
+            else:
+                labels = semantic_labels(self.model, outputs, size).cpu().numpy()
             if with_scores:
-                scores = semantic_scores(self.model, outputs, (height, width)).cpu().numpy()
+                scores = semantic_scores(self.model, outputs, size).cpu().numpy()
         return [
-            SegmentedFrame(frame.name, frame.time, frame.image, one, of_classes)
-            for frame, one, of_classes in zip(frames, labels, scores, strict=True)
+            SegmentedFrame(frame.name, frame.time, frame.image, *of_frame)
+            for frame, *of_frame in zip(frames, labels, scores, confidence, strict=True)
         ]
 
     # --- what both share
