@@ -98,7 +98,7 @@ def test_ctrl_c_of_the_command(root, tmp_path):
         [sys.executable, "-u", train, recipe], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     for line in process.stdout:
-        if "'loss'" in line:  # it trains
+        if "  loss " in line:  # it trains
             break
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -128,7 +128,7 @@ def test_ctrl_c_of_a_launcher(root, tmp_path, launcher):
             start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
         )
-        while "'loss'" not in log.read_text():  # until it trains
+        while "  loss " not in log.read_text():  # until it trains
             assert process.poll() is None, log.read_text()
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGINT)
