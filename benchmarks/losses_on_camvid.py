@@ -45,7 +45,7 @@ ROWS: dict[str, dict[str, Any]] = {
 SMALLER = ["--data.shortest_edge", "216", "--augmentation.crop_size", "[144, 192]", "--augmentation.base_size", "0.45"]
 NOTHING_BESIDE = ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
 SCORES = {"mean_iou": "mIoU", "vc8": "VC8", "pixel_accuracy": "pixel accuracy"}
-TIMED_STEPS, TIMED_ROUNDS = 60, 3
+TIMED_STEPS, TIMED_ROUNDS = 60, 2
 
 
 def train(row: str, seed: int, folder: Path, options: argparse.Namespace, *words: str) -> None:

@@ -64,7 +64,8 @@ def recalibrate_batchnorm(model: Any, batches: Iterable[dict[str, torch.Tensor]]
             norm.num_batches_tracked.zero_()
             for statistic in (norm.running_mean, norm.running_var):
                 statistic.nan_to_num_(0.0, 0.0, 0.0)
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):  # for dropout
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(0)  # for dropout: the same statistics whatever was drawn before, in a resumed run too
             for batch in batches:
                 name = model.main_input_name
                 model(**{name: batch[name].to(model.device, model.dtype)})

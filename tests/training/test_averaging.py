@@ -329,12 +329,17 @@ def test_a_norm_that_sees_single_values_keeps_its_statistics():
     torch.testing.assert_close(model[0].running_mean, means.mean(0))
 
 
-def test_random_numbers_of_the_caller_stay(root):
+def test_random_numbers_of_the_caller_stay_and_do_not_matter(root):
+    """Dropout in the coarse head, which regions are gathered with, reaches the BatchNorms behind them."""
     model = tiny_model(root, classifier_dropout=0.5)
     batches = list(first_batches(training_data(root), DrawOrder(2), 2))
     before = torch.get_rng_state()
     recalibrate_batchnorm(model, batches)
     assert torch.equal(torch.get_rng_state(), before)
+    found = state_of(model)
+    torch.rand(1)
+    recalibrate_batchnorm(model, batches)
+    assert_equal(model, found)
 
 
 def test_models_without_batchnorm_stay_as_they_are(root):
