@@ -81,12 +81,12 @@ def time_all(options: argparse.Namespace) -> None:
     """Milliseconds of a step of each row, by the clock, data included: rounds of short runs, the rows in turn."""
     file = options.out / "milliseconds.json"
     measured: dict[str, list[float]] = json.loads(file.read_text()) if file.is_file() else {}
-    short = ["--max_steps", str(TIMED_STEPS)]
+    short = ["--max_steps", str(TIMED_STEPS), "--warmup_steps", "10"]
+    early = ["--swa_start", "20", "--swa_every", "20", "--swa_batchnorm_batches", "1"]  # else it would not begin
     for _ in range(TIMED_ROUNDS):
         for row in options.only:
             folder = options.out / "timed"
-            earlier = ["--swa_start", "0", "--swa_every", str(TIMED_STEPS)] if row == "swa" else []
-            train(row, options.seeds[0], folder, options, *short, *earlier)
+            train(row, options.seeds[0], folder, options, *short, *(early if row == "swa" else []))
             seconds = json.loads((folder / "model" / "train_results.json").read_text())["seconds"]
             measured.setdefault(row, []).append(1000 * seconds / TIMED_STEPS)
             shutil.rmtree(folder)

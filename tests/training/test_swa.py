@@ -116,7 +116,7 @@ def test_the_average_is_evaluated_from_the_first_snapshot_on(root, tmp_path):
 
 
 def test_a_resumed_run_ends_with_the_same_bits(root, tmp_path):
-    """Before the first snapshot, in the middle of a cycle, when the first snapshot has been evaluated, and at the end."""
+    """Before the first snapshot, in the middle of a cycle when the first snapshot has been evaluated, at the end."""
 
     def run(folder, resume=None):
         settings = {"eval_strategy": "steps", "eval_steps": 3, "max_steps": 5, "swa_learning_rate": 0.3}
