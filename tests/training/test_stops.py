@@ -14,6 +14,7 @@ from tiny import make_default_data, make_trainer, state_of, tiny_model, write_re
 from transformers import TrainerCallback
 
 from vss_hf import interruption
+from vss_hf.inference.segmenter import is_out_of_memory
 from vss_hf.training.checkpoints import newest_checkpoint
 from vss_hf.training.interruption import TrainingInterrupted
 
@@ -271,6 +272,13 @@ def test_out_of_memory_when_labelling(root):
     )
     assert done.returncode == 0, done.stderr
     assert "out of memory with 16 frames of 720x1280 (height x width) on cpu: label fewer frames" in done.stdout
+
+
+def test_words_for_no_memory():
+    """Seen from torch's CPU convolutions under a limit; and oneDNN's word for what it cannot compute at all."""
+    for words in ("DefaultCPUAllocator: can't allocate memory: you tried", "could not create a primitive"):
+        assert is_out_of_memory(RuntimeError(words))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")

@@ -286,4 +286,6 @@ def load_processor(source: str | Path, **settings: Any) -> Any:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out; torch has a class of its own for GPUs only."""
     words = ("can't allocate memory", "not enough memory", "bad_alloc")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
+    # oneDNN without memory for a convolution's code; where it has no such convolution, it says more.
+    no_code = str(error) == "could not create a primitive"
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or no_code or any(w in str(error) for w in words)
