@@ -15,6 +15,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 
+from vss_hf.metrics.made_by import beside_the_model
+
 from .architectures import ARCHITECTURES, BACKBONE_PAPERS
 from .card_data import dataset_tags, hub_id, known_terms, recorded_sources, source_in_words
 from .card_text import (
@@ -31,7 +33,7 @@ from .card_text import (
     with_stamp,
 )
 from .dataset_terms import Terms
-from .eval_results import HUB_ID, METRICS, beside_the_model, model_index, other_classes, scored
+from .eval_results import HUB_ID, METRICS, model_index, other_classes, scored
 
 
 TEMPLATE = Path(__file__).with_name("model_card.md")

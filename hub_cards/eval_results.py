@@ -5,7 +5,6 @@ shown on model pages; `.eval_results` feeds the leaderboards of benchmark data s
 (https://huggingface.co/docs/hub/eval-results).
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
 from vss_hf.files import write_text
+from vss_hf.metrics.made_by import beside_the_model
 
 
 # Key in the JSON, name for people, which of the two protocols it follows.
@@ -141,12 +141,6 @@ def other_classes(results: Mapping[str, Any]) -> str:
     if table == "reverse":
         return f"the classes of {source} that VSPW does not tell apart count as one"
     return f"labels turned into VSPW's classes by remap table '{table}' of {source}"
-
-
-def beside_the_model(results: Mapping[str, Any]) -> str:
-    """What made the labels beside the model's view of the frame: test-time augmentation, steps; empty: nothing."""
-    made_by = {key: results[key] for key in ("tta", "score_steps", "label_steps") if results.get(key)}
-    return "; ".join(f"{key} {json.dumps(value)}" for key, value in made_by.items())
 
 
 def slug(name: str) -> str:

@@ -16,6 +16,17 @@ from .loading import check_weight_files, loading, read_json, shortened
 Backbone = Any  # a PreTrainedModel that is a BackboneMixin too: Python has no type for both
 # MaskFormer has its own Swin in transformers; its classifiers are Swin's.
 SOURCE_NAMES = {"maskformer-swin": {r"^swin\.": "model."}}
+# What FSDP gathers at a time. transformers names stages of Swin, half of a model, and single convolutions of ResNet.
+BLOCKS = {
+    "swin": ("SwinLayer",),
+    "maskformer-swin": ("MaskFormerSwinLayer",),
+    "convnext": ("ConvNextLayer",),
+    "resnet": ("ResNetBasicLayer", "ResNetBottleNeckLayer"),
+}
+HEAD_BLOCKS = (
+    *("Mask2FormerPixelDecoderEncoderLayer", "Mask2FormerMaskedAttentionDecoderLayer"),
+    *("MaskFormerDetrDecoderLayer", "DetrDecoderLayer"),
+)
 
 
 class StartsFromBackbone:
@@ -36,6 +47,16 @@ class StartsFromBackbone:
         model: Any = cls(config)  # type: ignore[call-arg]  # the PreTrainedModel behind it takes it
         load_backbone_weights(model.backbone, source)
         return model
+
+    def post_init(self) -> None:
+        """transformers' steps; and the names of the blocks that FSDP wraps, those that this model has."""
+        super().post_init()  # type: ignore[misc]  # as above
+        model: Any = self
+        config = model.backbone.config
+        names = (*BLOCKS.get(config.model_type, model.backbone._no_split_modules or ()), *HEAD_BLOCKS)
+        there = {type(module).__name__ for module in model.modules()}
+        # accelerate refuses a name that the model has not.
+        model._no_split_modules = {name for name in names if name in there}
 
     def get_input_embeddings(self) -> Any:
         """None: pixels have no table of embeddings. accelerate asks before it shards a model (FSDP2)."""

@@ -167,7 +167,9 @@ def upsampled_dice(
         for _, block, label, valid in _blocks(*settings):
             p = block.logits.softmax(1).mul_(valid[:, None])
             predicted += p.sum((0, 2))
-            overlap.scatter_add_(0, label.flatten(), p.gather(1, label[:, None]).flatten())
+            # Row by row first: a large sum in fp32 forgets parts of what is added to it pixel by pixel.
+            of_rows = p.new_zeros(len(p), num_labels).scatter_add_(1, label, p.gather(1, label[:, None])[:, 0])
+            overlap += of_rows.sum(0)
 
         true = _pixels_of_classes(labels, num_labels, ignore_index).sum(0)
         share = (true > 0) / (true > 0).sum().clamp(min=1)  # (K,)

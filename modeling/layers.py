@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .dense import _bilinear_weights
+
 
 SHORTEST = 1e-3  # length of a vector in a cosine at least; its inverse bounds the gradient of features that are all 0
 
@@ -70,7 +72,7 @@ class PixelClassifier(nn.Conv2d):
 
     With a cosine, logit_y = scale * <w_y, f> / (|w_y| |f|), without bias: neither a class whose weight has grown long
     nor a pixel with large features stands out by that (Zhuang et al., "5th Place Solution for VSPW 2021", eq. 2).
-    The weight has the same name and shape either way.
+    The weight has the same name and shape either way. In float16 features can be 65,504 long at most.
 
     Args:
         in_channels: channels read.
@@ -151,3 +153,49 @@ def resize_concat(feature_maps: list[torch.Tensor], align_corners: bool = False)
     """Resize maps (batch, c_i, h_i, w_i) bilinearly to the first and concatenate: (batch, sum c_i, h_0, w_0)."""
     resized = [resize(m, feature_maps[0].shape[-2:], align_corners) for m in feature_maps]
     return resized[0] if len(resized) == 1 else torch.cat(resized, dim=1)
+
+
+class ResizedConv2d(nn.Conv2d):
+    """A 3x3 convolution, without bias, of maps that are resized to the first one and concatenated, without doing so.
+
+    Equal to `conv(resize_concat(feature_maps))`, up to rounding. Convolving and resizing are linear, so every map is
+    convolved along its rows while it still has few of them, once for each row of the kernel; resizing the results to
+    all rows, shifted by the kernel's row, is one matrix product. For a pyramid of strides 4, 8, 16, 32 that is less
+    than half of the arithmetic, and the concatenated map, the largest tensor of a head, does not exist.
+
+    Args:
+        in_channels: channels of all maps together.
+        out_channels: channels written.
+        align_corners: how maps are resized.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, align_corners: bool = False):
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.align_corners = align_corners
+
+    def forward(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
+        """Convolve maps (batch, c_i, h_i, w_i), c_i adding up to `in_channels`: (batch, out_channels, h_0, w_0)."""
+        first, *others = feature_maps
+        kernel, *kernels = self.weight.split([m.shape[1] for m in feature_maps], dim=1)
+        output = F.conv2d(first, kernel, padding=1)
+        for feature_map, kernel in zip(others, kernels, strict=True):
+            if feature_map.shape[-2:] == first.shape[-2:]:
+                output = output + F.conv2d(feature_map, kernel, padding=1)
+            else:
+                output = output + self.convolve_resized(feature_map, kernel, first.shape[-2:])
+        return output
+
+    def convolve_resized(self, feature_map: torch.Tensor, kernel: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        """Convolve one map (batch, c, h, w), as if resized to (H, W), with a kernel (out_channels, c, 3, 3)."""
+        height, (new_height, new_width) = feature_map.shape[-2], size
+        wide = resize(feature_map, (height, new_width), self.align_corners)  # (B, c, h, W)
+        by_row = kernel.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # (out * 3, c, 1, 3)
+        products = F.conv2d(wide, by_row, padding=(0, 1))  # (B, out * 3, h, W)
+        products = products.unflatten(1, (-1, 3)).flatten(2, 3)  # (B, out, 3 * h, W)
+
+        precise = torch.empty(0, dtype=torch.promote_types(products.dtype, torch.float32), device=products.device)
+        weights = _bilinear_weights(height, new_height, self.align_corners, precise)  # (H, h)
+        # What the kernel's row i reads: the row i - 1 below; 0 outside of the map.
+        padded = F.pad(weights, (0, 0, 1, 1))
+        weights = torch.cat([padded[i : i + new_height] for i in range(3)], dim=1)  # (H, 3 * h)
+        return weights.to(products.dtype) @ products

@@ -28,7 +28,8 @@ class HRNetBackbone(ConvBackbone):
     config: HRNetConfig
     config_class = HRNetConfig
     timm_prefix = "network."
-    _no_split_modules = ["BasicBlock", "Bottleneck", "HighResolutionModule"]
+    # Not HighResolutionModule: `exchange` uses its layers and not its forward, before which FSDP gathers weights.
+    _no_split_modules = ["BasicBlock", "Bottleneck"]
 
     def __init__(self, config: HRNetConfig):
         super().__init__(config)

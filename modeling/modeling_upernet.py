@@ -6,7 +6,7 @@ r"""UperNet: pyramid pooling on the last map, a top-down feature pyramid over al
 
 Paper: see configuration_upernet.py. The heads are transformers' (mmsegmentation's UPerHead and FCNHead), with its
 names, so that existing weights load; what they lack is added here: dropout, logits at the heads' own resolution,
-auxiliary logits, the loss from low-resolution logits.
+auxiliary logits, the loss from low-resolution logits, and a last convolution that does not need the concatenated maps.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from torch import nn
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
 from .configuration_upernet import UperNetConfig
-from .layers import BatchNorm2d, PixelClassifier
+from .layers import BatchNorm2d, PixelClassifier, ResizedConv2d, resize
 from .modeling_segmenter import SegmenterModel
 
 
@@ -46,11 +46,33 @@ class UperNetForSemanticSegmentation(SegmenterModel):
         return logits, (self.auxiliary_head(feature_maps),)
 
 
-def upernet_heads(config: UperNetConfig, channels: list[int]) -> tuple[UperNetHead, UperNetFCNHead | None]:
+class PyramidHead(UperNetHead):
+    """transformers' decode head, but that its last convolution reads the maps at their own sizes.
+
+    Args:
+        config: the model's configuration.
+        in_channels: widths of the backbone's maps.
+    """
+
+    def __init__(self, config: UperNetConfig, in_channels: list[int]):
+        super().__init__(config, in_channels=in_channels)
+        self.align_corners = self.psp_modules.align_corners = config.align_corners
+        read = len(in_channels) * self.channels
+        self.fpn_bottleneck.conv = ResizedConv2d(read, self.channels, config.align_corners)
+
+    def forward(self, encoder_hidden_states: list[torch.Tensor]) -> torch.Tensor:
+        """Logits (batch, num_labels, h, w) of the first map's size."""
+        laterals = [conv(features) for conv, features in zip(self.lateral_convs, encoder_hidden_states, strict=False)]
+        laterals.append(self.psp_forward(encoder_hidden_states))
+        for i in reversed(range(len(laterals) - 1)):
+            laterals[i] = laterals[i] + resize(laterals[i + 1], laterals[i].shape[-2:], self.align_corners)
+        pyramid = [conv(lateral) for conv, lateral in zip(self.fpn_convs, laterals, strict=False)]
+        return self.classifier(self.fpn_bottleneck([*pyramid, laterals[-1]]))
+
+
+def upernet_heads(config: UperNetConfig, channels: list[int]) -> tuple[PyramidHead, UperNetFCNHead | None]:
     """The decode head and the auxiliary head, if there is one, on maps of these widths."""
-    decode_head, auxiliary_head = UperNetHead(config, in_channels=channels), None
-    decode_head.align_corners = config.align_corners
-    decode_head.psp_modules.align_corners = config.align_corners
+    decode_head, auxiliary_head = PyramidHead(config, channels), None
     if config.use_auxiliary_head:
         check_auxiliary_channels(config, channels)
         auxiliary_head = UperNetFCNHead(config, in_channels=channels, in_index=config.auxiliary_in_index)

@@ -19,6 +19,7 @@ from official_trees import make_ade20k, make_cityscapes, make_coco_stuff  # noqa
 from vss_hf import VSPW, OCRNetConfig, OCRNetForSemanticSegmentation
 from vss_hf.cli import main
 from vss_hf.data import make_sample_dataset
+from vss_hf.data.splits import open_split
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.training.recipe import build_recipe
 from vss_hf.training.stages import load_stages
@@ -36,10 +37,11 @@ def blocks(page: str, language: str) -> list[str]:
 PYTHON = blocks("README.md", "python")
 SHELL = [
     line.split("  #")[0].strip()
-    for page in ("README.md", "docs/video.md", "docs/data.md")
+    for page in ("README.md", "docs/video.md", "docs/data.md", "docs/scale.md")
     for block in blocks(page, "bash")
     for line in block.splitlines()
 ]
+PSEUDO_LABELS = [line.split("  #")[0].strip() for b in blocks("docs/training.md", "bash") for line in b.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +158,31 @@ def test_the_way_through_data(data_folder, monkeypatch):
 
 
 def test_recipes_about_training_are_valid(tmp_path):
-    staged, rates = blocks("docs/training.md", "yaml")
+    staged, rates, pseudo = blocks("docs/training.md", "yaml")
     path = tmp_path / "two_parts.yaml"
     path.write_text(staged, encoding="utf-8")
     words = ["--data.root", "path/to/VSPW_480p", "--data.sources", "[]", "--global_batch_size", "8"]
     stages = load_stages(path, words)
     assert [stage.recipe.training.max_steps for stage in stages] == [160000, 40000]
     assert stages[1].recipe.model.config == {"backbone_config": {"depths": [4, 6, 20, 4]}}
-    given = {"model": {}, "data": {"root": "."}, "augmentation": {"crop_size": [64, 64]}, **yaml.safe_load(rates)}
-    assert build_recipe(given).training.layer_decay == 0.95
+    empty = {"model": {}, "data": {"root": "."}, "augmentation": {"crop_size": [64, 64]}, "training": {}}
+    assert build_recipe({**empty, **yaml.safe_load(rates)}).training.layer_decay == 0.95
+    real, labelled_by_a_model = build_recipe({**empty, **yaml.safe_load(pseudo)}).data.training_sources()
+    assert (real.root, labelled_by_a_model.root, labelled_by_a_model.weight) == ("path/to/VSPW_480p", "pseudo", 0.5)
+
+
+@pytest.mark.parametrize("line", [c for c in PSEUDO_LABELS if c.startswith("vss-hf pseudo-label")])
+def test_pseudo_labels_of_the_demo(line, after_demo, tmp_path):
+    """The commands of docs/training.md with the demo's model, which is not sure of anything."""
+    demo, videos, out = after_demo / "demo", tmp_path / "videos", tmp_path / "pseudo"
+    videos.mkdir()
+    shutil.copy(after_demo / "video.mp4", videos)
+    places = {"to/model": demo / "demo-ocrnet/model", "to/VSPW_480p": demo / "sample_videos", "to/videos": videos}
+    for place, here in places.items():
+        line = line.replace(f"path/{place}", str(here))
+    words = shlex.split(line)[1:]
+    words[words.index("--out") + 1] = str(out)
+    with pytest.raises(SystemExit) as end:
+        main([*words, *([] if "--class_balanced" in words else ["--threshold", "0"]), "--min_labelled", "0"])
+    assert end.value.code == 0
+    assert open_split(out, "train").videos

@@ -1,5 +1,6 @@
 """Settings of a training run that transformers' TrainingArguments do not have."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -83,6 +84,10 @@ class VSSTrainingArguments(TrainingArguments):
     swa_batchnorm_batches: int = field(
         default=200, metadata={"help": "Training batches from which the statistics of SWA's BatchNorms are counted."}
     )
+    logged_overlays: int = field(
+        default=3,
+        metadata={"help": "Frames drawn with predictions at each evaluation, for overlays/ and report_to; 0: off."},
+    )
     channels_last: bool = field(
         default=False,
         metadata={"help": "Keep convolutions in channels-last memory: same numbers, faster for CNN backbones."},
@@ -131,6 +136,11 @@ class VSSTrainingArguments(TrainingArguments):
             raise ValueError(f"--swa_learning_rate {self.swa_learning_rate}: expected a number above 0")
         if self.swa_learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"--swa_learning_rate needs a --learning_rate above 0; found {self.learning_rate}")
+        if self.swa_learning_rate is not None and self.warmup_steps > self.swa_start:
+            raise ValueError(
+                f"--warmup_steps {self.warmup_steps} with --swa_start {self.swa_start}: SWA's cycles would begin "
+                "within the warm-up; lower the one or raise the other"
+            )
         if not self.swa_every:
             for name, given in (("swa_start", self.swa_start), ("swa_learning_rate", self.swa_learning_rate)):
                 if given:
@@ -174,11 +184,15 @@ class VSSTrainingArguments(TrainingArguments):
             raise ValueError("--logging_nan_inf_filter true: leave it off, see --on_nonfinite_loss")
         if self.save_only_model and self.save_strategy != IntervalStrategy.NO:
             raise ValueError("--save_only_model true: leave it off, such a checkpoint cannot be resumed exactly")
-        if self.backbone_learning_rate is not None and self.backbone_learning_rate < 0:
-            raise ValueError(f"--backbone_learning_rate {self.backbone_learning_rate}: expected at least 0")
+        if self.logged_overlays < 0:
+            raise ValueError(f"--logged_overlays {self.logged_overlays}: expected at least 0")
 
     def check_rates(self) -> None:
         """Raise for a wrong value in what decides the learning rates and weight decays."""
+        for name in ("learning_rate", "backbone_learning_rate", "swa_learning_rate", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:  # of groups, torch checks neither
+                raise ValueError(f"--{name} {value}: expected at least 0 and finite")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"--layer_decay {self.layer_decay}: expected 0 < value <= 1")
         if self.layer_decay_by not in COUNTED_BY:
@@ -192,3 +206,5 @@ class VSSTrainingArguments(TrainingArguments):
             if self.lr_scheduler_type != SchedulerType.LINEAR:  # the default
                 kind = SchedulerType(self.lr_scheduler_type).value
                 raise ValueError(f"--lr_scheduler_type {kind}: there is a training.schedule; leave one of them out")
+            if self.lr_scheduler_kwargs:
+                raise ValueError("--lr_scheduler_kwargs: training.schedule has its own fields; leave one of them out")

@@ -34,10 +34,11 @@ from vss_hf.modeling.loading import (
 
 from .batchnorm import has_batchnorm, recalibrate_batchnorm
 from .checkpoints import first_difference, shortened
-from .recalibration import Recalibration
+from .recalibration import RECIPE, Recalibration
 
 
 AVERAGING = "averaging.json"
+TRAINED = "train_results.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 LARGEST_FILE = "50GB"  # as save_pretrained: one file, unless the model is very large
 
@@ -64,7 +65,7 @@ class Member:
         if is_hub_id(self.source):
             return self.source
         folder = self.folder.resolve()
-        told = folder.name != "model" and not folder.name.startswith("checkpoint-")
+        told = folder.name != "model" and not is_checkpoint(folder)
         return folder.name if told else f"{folder.parent.name}/{folder.name}"
 
 
@@ -155,6 +156,8 @@ def open_members(members: Sequence[str | Path], weights: Sequence[float] | None)
         raise ValueError(f"--weights has {len(weights)} numbers for {len(members)} models; give one for each")
     if not all(0 < weight < math.inf for weight in weights):
         raise ValueError(f"--weights {', '.join(f'{w:g}' for w in weights)}: expected numbers above 0")
+    if sum(weights) == math.inf:
+        raise ValueError(f"--weights {', '.join(f'{w:g}' for w in weights)} add up to more than any number")
     return [open_member(str(source), weight) for source, weight in zip(members, weights, strict=True)]
 
 
@@ -163,7 +166,8 @@ def open_member(source: str, weight: float) -> Member:
     folder = Path(source)
     if is_hub_id(source):
         with loading(source):
-            wanted = ["config.json", *PROCESSORS, "model*.safetensors", INDEX]
+            # Beside the model: what it was trained on, whose terms the card tells, and how samples are augmented.
+            wanted = ["config.json", *PROCESSORS, "model*.safetensors", INDEX, AVERAGING, TRAINED, RECIPE]
             folder = Path(snapshot_download(source, allow_patterns=wanted))
     elif not folder.is_dir():
         raise FileNotFoundError(f"{source}: no such model folder (and not a Hub id of the form user/name)")
@@ -292,12 +296,19 @@ def described(members: Sequence[Member], recalibrated: Recalibration | None) -> 
     return {"members": told, "batchnorm": batchnorm}
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is one of a run's checkpoints, by its name."""
+    return folder.name.startswith("checkpoint-")
+
+
 def datasets_of(folder: Path) -> list[str]:
     """The names of the data sets that a member says it was trained on, or its own members were."""
     if (folder / AVERAGING).is_file():
         members = json.loads((folder / AVERAGING).read_text(encoding="utf-8"))["members"]
         return list(dict.fromkeys(name for member in members for name in member["trained_on"]))
-    results = folder / "train_results.json"
-    told = read_json(results) if results.is_file() else {}
+    # A checkpoint has no results of its own; those of its run come with the run's end.
+    places = [folder / TRAINED, *([folder.parent / "model" / TRAINED] if is_checkpoint(folder) else [])]
+    found = next((place for place in places if place.is_file()), None)
+    told = {} if found is None else read_json(found)
     sources = told.get("sources") or [told]  # one alone in the files of earlier versions
     return list(dict.fromkeys(str(source["dataset"]) for source in sources if source.get("dataset")))

@@ -58,9 +58,14 @@ def recalibrate_batchnorm(model: Any, batches: Iterable[dict[str, torch.Tensor]]
     count = 0
     try:
         for norm in norms.values():
-            norm.reset_running_stats()
             norm.momentum = None  # torch's word for: the mean over all batches
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):  # for dropout
+            # With the count at 0 the first batch replaces the statistics. They are not reset, because a norm that
+            # sees single values goes on with them (modeling/layers.py); but 0 times what is not finite would stay.
+            norm.num_batches_tracked.zero_()
+            for statistic in (norm.running_mean, norm.running_var):
+                statistic.nan_to_num_(0.0, 0.0, 0.0)
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(0)  # for dropout: the same statistics whatever was drawn before, in a resumed run too
             for batch in batches:
                 name = model.main_input_name
                 model(**{name: batch[name].to(model.device, model.dtype)})

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ logger = logging.get_logger(__name__)
 
 MANIFEST = "checkpoint_files.json"
 RUN_STATE = "run_state.json"
+# What transformers writes into every part of a configuration: how it is run and where it came from. The class list of
+# a part means nothing; what kind it is does.
+OF_ANY_MODEL = {*PreTrainedConfig().to_dict(), *PreTrainedConfig.__dataclass_fields__} - {"model_type"}
 LEFT_BEHIND = re.compile(rf"\.(?P<folder>{PREFIX_CHECKPOINT_DIR}-\d+|model)\.(?P<ending>part|old|removed)")
 
 
@@ -254,10 +257,23 @@ def first_difference(saved: dict[str, Any], config: Any) -> tuple[str, Any, Any]
         return "model_type", saved.get("model_type"), kind.model_type
     ours, theirs = config.to_dict(), kind.from_dict(saved).to_dict()
     # What the architecture itself defines: the rest says how the model is run or where it came from.
-    fields = ["id2label", *sorted(set(kind.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))]
-    differing = (field for field in fields if theirs.get(field) != ours.get(field))
-    field = next(differing, None)
-    return None if field is None else (field, theirs.get(field), ours.get(field))
+    own = set(kind.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+    return first_difference_of_fields(theirs, ours, ["id2label", *sorted(own)])
+
+
+def first_difference_of_fields(
+    theirs: dict[str, Any], ours: dict[str, Any], fields: Iterable[str]
+) -> tuple[str, Any, Any] | None:
+    """The first of some fields in which two configurations differ; of a part such as the backbone the field in it."""
+    for field in fields:
+        was, now = theirs.get(field), ours.get(field)
+        if isinstance(was, dict) and isinstance(now, dict) and "model_type" in now:
+            inner = first_difference_of_fields(was, now, sorted((was.keys() | now.keys()) - OF_ANY_MODEL))
+            if inner is not None:
+                return f"{field}.{inner[0]}", *inner[1:]
+        elif was != now:
+            return field, was, now
+    return None
 
 
 def shortened(value: Any, longest: int = 120) -> str:

@@ -54,7 +54,7 @@ class ConfusionFocalLoss:
         """r for every pair (K, K) of true and predicted class."""
         right = self.matrix.diagonal()
         # A class that is never right would divide by 0; what is never confused stays 0.
-        least = self.matrix.sum().clamp(min=1e-30) * 1e-9
+        least = (self.matrix.sum() * 1e-9).clamp(min=1e-30)
         ratio = self.matrix / torch.minimum(right[:, None], right).clamp(min=least)
         return ratio.clamp(self.floor, self.cap).fill_diagonal_(1)
 

@@ -9,15 +9,18 @@ Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
 """
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 from transformers.utils.generic import maybe_autocast
 
 from vss_hf.modeling.layers import resize
-from vss_hf.modeling.loading import load_segmentation_model
+from vss_hf.modeling.loading import load_segmentation_model, read_json
 
 from .loss_terms import mean_over_pixels
 
@@ -34,17 +37,28 @@ class Distillation:
         device: where the student trains. Every process has a whole teacher.
         weight: factor of the loss.
         temperature: above 0; the higher, the more the improbable classes count.
+        processor: the student's image processor, if that of the teacher is to be compared with it.
 
     Raises:
         ValueError: the teacher has other classes, or takes another input.
         OSError: there is no such model.
     """
 
-    def __init__(self, source: str, config: Any, device: torch.device, weight: float = 1.0, temperature: float = 1.0):
+    def __init__(
+        self,
+        source: str,
+        config: Any,
+        device: torch.device,
+        weight: float = 1.0,
+        temperature: float = 1.0,
+        processor: Any = None,
+    ):
         self.source, self.weight, self.temperature = source, weight, temperature
         self.ignore_index = config.ignore_index
         teacher = load_segmentation_model(source, dtype=torch.float32)
         check_teacher(source, teacher.config, config)
+        if processor is not None:
+            check_pixels(source, processor)
         self.teacher = teacher.requires_grad_(False).eval().to(device)
         self.sha256 = weights_sha256(self.teacher)
 
@@ -136,6 +150,22 @@ def check_teacher(source: str, teacher: Any, student: Any) -> None:
     if their_frames != our_frames:
         words = ["single images" if frames is None else f"clips of {frames}" for frames in (their_frames, our_frames)]
         raise ValueError(f"{place} takes {words[0]}, the student {words[1]} (frame_offsets); expected the same")
+
+
+def check_pixels(source: str, student: Any) -> None:
+    """Raise if a teacher's image processor normalises images in another way than the student's.
+
+    A folder without one, of a model saved by itself, tells nothing.
+    """
+    path = cached_file(source, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False)
+    stored = read_json(Path(path)) if path else {}
+    for name in ("image_mean", "image_std"):
+        theirs, ours = stored.get(name), list(getattr(student, name))
+        if theirs is not None and not np.allclose(theirs, ours):
+            raise ValueError(
+                f"training.losses: the teacher {source} has {name} {theirs}, the student {ours} "
+                f"(augmentation.{name}); expected the same, because both see the same pixels"
+            )
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -126,8 +126,8 @@ class CrossEntropy(ClassWeightedLoss):
 
     Args:
         max_with_predicted: a pixel weighs as much as the heavier one of its true and its predicted class.
-        reduction: "pixels" divides by the number of labelled pixels; "weights" by the sum of the weights of their
-            true classes, as torch does.
+        reduction: "pixels" divides by the number of labelled pixels; "weights", without `max_with_predicted`, by the
+            sum of their weights, as torch does.
     """
 
     max_with_predicted: bool = False
@@ -139,6 +139,9 @@ class CrossEntropy(ClassWeightedLoss):
         if self.class_weights is None and (self.max_with_predicted or self.reduction == "weights"):
             field = "max_with_predicted" if self.max_with_predicted else "reduction: weights"
             raise ValueError(f"{place}: {field} needs class_weights, e.g. class_weights: inverse_sqrt")
+        if self.max_with_predicted and self.reduction == "weights":
+            # Where light classes are taken for heavy ones the sum of the true classes' weights is no measure.
+            raise ValueError(f"{place}.reduction: weights: expected pixels with max_with_predicted")
 
     def build(self, data: LossData, place: str) -> PixelLoss:
         return partial(
@@ -168,6 +171,8 @@ class OHEM(ClassWeightedLoss):
         check_number(self.threshold, f"{place}.threshold", most=1)
         check_number(self.min_kept, f"{place}.min_kept")
         known_or_raise(self.reduction, OHEM_REDUCTIONS, f"{place}.reduction has no choice")
+        if self.threshold == self.min_kept == 0:
+            raise ValueError(f"{place}: threshold: 0 needs a min_kept above 0; without both no pixel counts")
 
     def build(self, data: LossData, place: str) -> PixelLoss:
         return partial(
@@ -345,6 +350,30 @@ class SelfDistillation(Loss):
             raise ValueError(f"{place}.temperature: {shown(self.temperature)}: expected a number above 0")
 
 
+@dataclass
+class CAR(Loss):
+    """Class-aware regularisation of the features that the decode head's classifier reads; see car.py.
+
+    It is added to the other losses, and to the model's own loss if there are no others.
+
+    Args:
+        intra: weight of the places' distance to the centre of their class.
+        inter_c2c: weight of the likeness of classes' centres to each other.
+        inter_c2p: weight of the likeness of places to other classes' centres.
+        faithful: as in the authors' code, see `vss_hf.modeling.car.car_loss`.
+    """
+
+    intra: float = 1.0
+    inter_c2c: float = 1.0
+    inter_c2p: float = 1.0
+    faithful: bool = False
+
+    def check(self, place: str) -> None:
+        super().check(place)
+        for name in ("intra", "inter_c2c", "inter_c2p"):
+            check_number(getattr(self, name), f"{place}.{name}")
+
+
 # name in a recipe -> its entry
 LOSSES: dict[str, type[Loss]] = {
     "cross_entropy": CrossEntropy,
@@ -355,4 +384,5 @@ LOSSES: dict[str, type[Loss]] = {
     "lovasz": Lovasz,
     "logit_adjustment": LogitAdjustment,
     "self_distillation": SelfDistillation,
+    "car": CAR,
 }

@@ -33,7 +33,7 @@ def weighted_cross_entropy(
         max_with_predicted: the factor is max(w_y, w_y'), y' being the class that is predicted at the moment. Heavy
             classes then cost much where they are missed and where they are predicted wrongly.
         reduction: what the sum is divided by: "pixels", the number of labelled pixels (the paper's 1 / n); "weights",
-            the sum of w_y over them (torch's weighted mean).
+            the sum of w_y over them (torch's weighted mean), without `max_with_predicted`.
         ignore_index: label value that does not count.
         align_corners: how logits are upsampled to the labels.
         num_items_in_batch: labelled pixels of the whole optimisation step (all micro-batches and ranks). "pixels"
@@ -46,7 +46,7 @@ def weighted_cross_entropy(
     """
     settings: Any = dict(ignore_index=ignore_index, align_corners=align_corners, reduction="sum")
     if max_with_predicted:
-        assert class_weights is not None
+        assert class_weights is not None and reduction == "pixels"
         weights = class_weights
         settings["pixel_weights"] = lambda _, predicted, label: torch.maximum(weights[label], weights[predicted])
     else:

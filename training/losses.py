@@ -7,8 +7,8 @@
 Names and fields are in loss_entries.py. Here the list is read, and becomes one loss, once per run.
 
 Means over pixels are means over the labelled pixels of the whole optimisation step, so that micro-batches and
-processes together are one big batch. What is no such mean (OHEM by `min_kept`, Dice, Lovász, `reduction: weights`) is
-taken of each micro-batch by itself, and weighs as much as the micro-batch has labelled pixels of the step's.
+processes together are one big batch. What is no such mean (OHEM, Dice, Lovász, `reduction: weights`) is taken of each
+micro-batch by itself, and weighs as much as the micro-batch has labelled pixels of the step's.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from vss_hf.fields import known_or_raise, of_type, shown
 from vss_hf.modeling.losses import PixelLoss
 
 from .confusion_focal import ConfusionFocalLoss
-from .loss_entries import LOSSES, LogitAdjustment, Loss, LossData, SelfDistillation
+from .loss_entries import CAR, LOSSES, LogitAdjustment, Loss, LossData, SelfDistillation
 
 
 def parse_losses(given: Sequence[Any], place: str = "training.losses") -> list[Loss]:
@@ -129,7 +129,7 @@ def build_losses(losses: Sequence[Loss], config: Any, data: LossData) -> SummedL
     terms = [
         (loss.weight, loss.build(data, f"training.losses[{i}]"))
         for i, loss in enumerate(losses)
-        if not isinstance(loss, SelfDistillation)  # the Trainer's, because it needs the teacher's logits
+        if not isinstance(loss, (SelfDistillation, CAR))  # the Trainer's: they need more than the logits
     ]
     return SummedLoss(terms) if terms else None
 

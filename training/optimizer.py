@@ -94,7 +94,7 @@ def groups_of_run(model: nn.Module, args: Any) -> list[dict]:
 def check_modules(model: nn.Module, names: Sequence[str]) -> None:
     """Raise unless the model has these modules."""
     for name in names:
-        if not isinstance(getattr(model, name, None), nn.Module):
+        if not isinstance(getattr(model, str(name), None), nn.Module):
             parts = ", ".join(dict.fromkeys(["backbone", *(part for part, _ in model.named_children())]))
             raise ValueError(f"--backbone_modules: {type(model).__name__} has no part '{name}'; it has {parts}")
 

@@ -12,6 +12,7 @@ from .batchnorm import first_batches
 from .draws import DrawOrder
 from .recipe import Recipe, load_recipe
 from .sources import open_sources, training_data
+from .stages import has_stages
 
 
 RECIPE = "training_recipe.yaml"
@@ -56,6 +57,8 @@ class Recalibration:
             path = str(found[0])
             own = {"root": self.data, "sources": [], "source": "vspw", "table": None}
             overrides = [f"--data.{field}={json.dumps(value)}" for field, value in own.items()]  # JSON is YAML
+        if has_stages(path):
+            raise ValueError(f"--recalibrate {path} has stages; give the {RECIPE} in the model folder of one of them")
         if self.split is not None:
             overrides.append(f"--data.train_split={json.dumps(self.split)}")
         return load_recipe(path, overrides)

@@ -7,6 +7,8 @@ A recipe that says `base: NAME` holds only what is different. Its own fields com
 - a `backbone_config` with a `model_type` is a whole one and takes the place of the inherited one;
 - `init_from` over a model that is described (`preset`, `config`), and `preset` over an `init_from`, take the place of
   the whole section `model`.
+
+The section `paper` (papers.py) is each file's own.
 """
 
 import copy
@@ -17,6 +19,7 @@ from typing import Any, get_type_hints
 
 from vss_hf.fields import fits, kinds_of, known_or_raise, shown
 
+from .papers import PaperRecipe, parse_paper
 from .recipe_yaml import parse_yaml
 
 
@@ -36,11 +39,22 @@ def find_recipe(path: str | Path, beside: Path | None = None) -> Path:
     for candidate in (Path(beside or "", path), RECIPES / f"{path}.yaml"):
         if candidate.is_file():
             return candidate
-    shipped = sorted(file.relative_to(RECIPES).with_suffix("").as_posix() for file in RECIPES.rglob("*.yaml"))
+    shipped = shipped_recipes()
     near = get_close_matches(str(path)[:100], shipped, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"shipped are {', '.join(shipped)}"
     where = f" in {beside}" if beside else ""
     raise FileNotFoundError(f"no recipe '{path}': neither a file{where} nor a shipped recipe; {hint}")
+
+
+def shipped_recipes() -> list[str]:
+    """The names that the package ships, as they are typed: `betterthing/swin-large-480`."""
+    return sorted(file.relative_to(RECIPES).with_suffix("").as_posix() for file in RECIPES.rglob("*.yaml"))
+
+
+def paper_of(path: str | Path) -> PaperRecipe | None:
+    """Which rows of a paper the recipe is; None where its file says nothing about it."""
+    given, place = read_yaml(find_recipe(path), f"recipe {path}"), f"recipe {path}: paper"
+    return parse_paper(given.get("paper"), place) if isinstance(given, dict) else None
 
 
 def read_recipe(path: str | Path, sections: Mapping[str, type]) -> dict[str, dict[str, Any]]:
@@ -79,22 +93,28 @@ def read_recipe(path: str | Path, sections: Mapping[str, type]) -> dict[str, dic
 
 def read_file(file: Path, place: str, sections: Mapping[str, type]) -> dict[str, Any]:
     """What one file says: `base` as it stands, all sections, and the stages by their names; `place` for errors."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8 text: {error}") from error
-    given = parse_yaml(text, place) or {}
+    given = read_yaml(file, place)
     if not isinstance(given, dict):
         raise ValueError(f"{place}: expected the sections {', '.join(sections)}; found a {type(given).__name__}")
     base, stages = given.pop("base", None), given.pop("stages", None)
+    parse_paper(given.pop("paper", None), f"{place}: paper")  # raises for what is wrong in it
     for name, fields in given.items():
-        known_or_raise(name, [*sections, "base", "stages"], f"{place} has no section")
+        known_or_raise(name, [*sections, "base", "stages", "paper"], f"{place} has no section")
         check_fields(fields, f"{place}: section '{name}'")
     return {
         "base": base,
         **{name: given.get(name) or {} for name in sections},
         "stages": read_stages(stages, f"{place}: stages", sections),
     }
+
+
+def read_yaml(file: Path, place: str) -> Any:
+    """The value of a YAML file; empty fields for an empty one."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8 text: {error}") from error
+    return parse_yaml(text, place) or {}
 
 
 def read_stages(stages: Any, place: str, sections: Mapping[str, type]) -> dict[str, dict[str, Any]]:

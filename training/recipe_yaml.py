@@ -1,4 +1,4 @@
-"""The YAML of recipes: plain values, with the numbers of version 1.2; what is written is read back as the same."""
+"""The YAML of recipes: plain values, 1e-4 among the numbers; what is written is read back as the same."""
 
 import itertools
 import math
@@ -17,9 +17,9 @@ MOST_VALUES = 10_000
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML with the numbers of its version 1.2: to version 1.1 (PyYAML) 1e-4 is text, because it has no dot.
+    """YAML in which 1e-4 is a number, as in its version 1.2: to version 1.1 (PyYAML) it is text, as it has no dot.
 
-    As in version 1.2, a key may stand only once in a mapping (PyYAML silently takes the last), and `<<` is no merging.
+    As in that version a key may stand only once in a mapping (PyYAML silently takes the last), and `<<` is no merging.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:

@@ -16,9 +16,9 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoModelForSemanticSegmenta
 from vss_hf.data.labels import ClassList
 from vss_hf.data.splits import LabelledSplit
 from vss_hf.data.statistics import label_statistics
-from vss_hf.data.vspw import read_image
 from vss_hf.files import write_json
 from vss_hf.hub_cards import write_card, write_eval_results
+from vss_hf.inference.class_scores import shared_statistics, show_results
 from vss_hf.inference.evaluation import environment, evaluate_model
 from vss_hf.inference.ground_truth import data_set_name
 from vss_hf.inference.processes import failing_together, first_process_first, is_first
@@ -28,11 +28,13 @@ from vss_hf.modeling.backbone import load_backbone_weights
 from vss_hf.modeling.deepen import deepen_swin
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.modeling.loading import auto_class, load_segmentation_model, load_strictly, stored_config
-from vss_hf.visualize import overlay_sheet, plot_training_curve
+from vss_hf.visualize import plot_training_curve
 
 from .cpu_memory import keep_freed_memory
 from .deepening import put_off_depths
+from .eval_reports import draw_examples
 from .losses import check_model_takes, parse_losses
+from .progress import without_bars_of_transformers
 from .recipe import FROM_DATA, ModelRecipe, Recipe, check_config, load_recipe
 from .recipe_files import merge_fields
 from .sources import check_classes, check_clips, open_evaluation, open_sources, trained_on, training_data, with_commits
@@ -66,6 +68,11 @@ def train(recipe: Recipe, more_to_come: bool = False) -> Path:
         The model folder.
     """
     args = recipe.training
+    if args.n_gpu > 1:  # transformers would take torch's DataParallel
+        raise ValueError(
+            f"one process sees {args.n_gpu} GPUs: start one for each (accelerate launch train.py ...), or show it one "
+            "(CUDA_VISIBLE_DEVICES=0)"
+        )
     # --- before anything slow: can the results be written at all?
     folder = Path(args.output_dir) / "model"
     make_writable(folder)
@@ -77,7 +84,7 @@ def train(recipe: Recipe, more_to_come: bool = False) -> Path:
     check_classes(sources, evaluated)
 
     # --- model
-    if args.device.type == "cpu":
+    if args.device.type == "cpu" and not args.activation_checkpointing:  # which is asked for to save memory
         keep_freed_memory()
     set_seed(args.seed)
     model = build_model(recipe.model, evaluated.classes)
@@ -102,6 +109,7 @@ def train(recipe: Recipe, more_to_come: bool = False) -> Path:
         raise ValueError(f"--warmup_steps {args.warmup_steps}: expected fewer than the run's {args.max_steps} steps")
 
     # --- train, or resume
+    own = [source.split for source in sources if str(source.recipe.root) == str(recipe.data.root)]
     trainer = VSSTrainer(
         model,
         args,
@@ -109,6 +117,7 @@ def train(recipe: Recipe, more_to_come: bool = False) -> Path:
         eval_data=eval_data,
         processing_class=processor,
         class_pixels=pixels,
+        class_statistics=shared_statistics((own or [sources[0].split])[0]),
     )
     trainer.recipe = recipe.to_dict()
     began = time.time()
@@ -201,13 +210,15 @@ def finish(folder, recipe, trainer, result, seconds, evaluated, sources) -> None
     The first process writes; all of them measure what it wrote, so `folder` must be one that all of them see.
     """
     args = recipe.training
-    trainer.save_model_folder(folder)
+    with without_bars_of_transformers():
+        trainer.save_model_folder(folder)
     # What others will load is measured, in float32: the model in hand may run in bf16 or another memory layout.
-    with failing_together():
+    with failing_together(), without_bars_of_transformers():
         segmenter = VideoSegmenter.from_pretrained(folder, args.device)
     results = evaluate_model(
         segmenter,
         **trainer.eval_dataset._asdict(),
+        training=trainer.class_statistics,
         batch_size=args.per_device_eval_batch_size,
         num_workers=args.dataloader_num_workers,
     )
@@ -219,6 +230,8 @@ def finish(folder, recipe, trainer, result, seconds, evaluated, sources) -> None
             write_reports(
                 folder, recipe, trainer, segmenter, results, result.training_loss, seconds, evaluated, sources
             )
+    if trainer.is_world_process_zero():
+        show_results(results)
 
 
 def write_reports(folder, recipe, trainer, segmenter, results, training_loss, seconds, evaluated, sources) -> None:
@@ -253,23 +266,6 @@ def write_reports(folder, recipe, trainer, segmenter, results, training_loss, se
     draw_examples(folder / "overlay.jpg", segmenter, evaluated)
     write_eval_results(folder, results)
     write_card(folder)
-
-
-def draw_examples(path: Path, segmenter: VideoSegmenter, split: LabelledSplit, rows: int = 3) -> None:
-    """A picture of frames, ground truth and prediction, spread over the split."""
-    places = [(video, index) for video in split.videos for index in range(len(video.frames))]
-    chosen = [places[int(i)] for i in np.linspace(0, len(places) - 1, min(rows, len(places)))]
-    past = getattr(segmenter.model.config, "num_past_frames", 0)  # what a video model looks at before it labels one
-    frames, labels, predictions = [], [], []
-    for video, index in chosen:
-        clip = [read_image(record.image_path) for record in video.frames[max(index - past, 0) : index + 1]]
-        frames.append(clip[-1])
-        mask_path = video.frames[index].mask_path
-        assert mask_path is not None  # a split without masks is not evaluated on
-        labels.append(split.reader.labels(mask_path))
-        *_, prediction = segmenter.label_video(clip)
-        predictions.append(prediction)
-    overlay_sheet(frames, labels, predictions, split.classes, path)
 
 
 def make_writable(folder: Path) -> None:

@@ -11,7 +11,8 @@ that is `poly` here.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -157,3 +158,33 @@ def build_scheduler(schedule: Schedule, optimizer: Optimizer, warmup_steps: int,
         return share
 
     return LambdaLR(optimizer, [shares_of(peak) for peak in peaks])
+
+
+@contextmanager
+def keeping_settings(optimizer: Optimizer, scheduler: Any) -> Iterator[None]:
+    """Within this context states are loaded; peak rates, weight decays and the schedule stay those before it.
+
+    torch's states bring along the numbers of the run that saved them: a rate that was lowered for the resumed run
+    would have no effect, and another schedule none in the first step. With the same settings nothing changes.
+
+    Args:
+        optimizer: with named groups, of which `scheduler` was made.
+        scheduler: a LambdaLR, as all of transformers' step-wise schedules; others go on as they are loaded.
+
+    Raises:
+        ValueError: the loaded state is of another kind of optimizer, or of other groups.
+    """
+    before = [dict(group) for group in optimizer.param_groups]
+    yield
+    for old, group in zip(before, optimizer.param_groups, strict=True):
+        if old["name"] != group.get("name", old["name"]):
+            raise ValueError(f"there is the group '{group['name']}' in place of '{old['name']}'")
+        if missing := sorted(old.keys() - group.keys() - {"initial_lr"}):
+            raise ValueError(f"its groups have no {', '.join(missing)}")
+    if not isinstance(scheduler, LambdaLR):
+        return
+    for old, group, share in zip(before, optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+        group["initial_lr"], group["weight_decay"] = old["initial_lr"], old["weight_decay"]
+        group["lr"] = old["initial_lr"] * share(scheduler.last_epoch)
+    scheduler.base_lrs = [old["initial_lr"] for old in before]
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]

@@ -56,7 +56,7 @@ RESERVED = ("model", "runs")  # what else lies in an output folder
 WITHOUT_EFFECT = (  # settings that may change after a stage is finished
     "output_dir", "resume_from_checkpoint", "push_to_hub", "hub_token", "hub_model_id", "hub_strategy",
     "hub_private_repo", "hub_revision", "report_to", "logging_steps", "disable_tqdm", "dataloader_num_workers",
-    "per_device_eval_batch_size", "save_total_limit",
+    "per_device_eval_batch_size", "save_total_limit", "logged_overlays", "run_name",
 )  # fmt: skip
 
 
@@ -288,7 +288,6 @@ def train_stages(stages: list[Stage], restart: str | bool, train: Callable[..., 
         with failing_together():
             if first:
                 (stage.folder / FINISHED).unlink(missing_ok=True)
-                shutil.rmtree(output_dir / "model", ignore_errors=True)  # of an earlier recipe
         # Anew: making the settings of another stage has set accelerate's to them.
         recipe = build_recipe(stage.recipe.given)
         recipe.stage = stage.name
@@ -299,6 +298,9 @@ def train_stages(stages: list[Stage], restart: str | bool, train: Callable[..., 
             recipe.training.resume_from_checkpoint = None  # it was the stage before that was interrupted, or its end
         train(recipe, more_to_come=stage is not stages[-1])
         if first:
+            # Of an earlier recipe, and not to be taken for the result of this one. (Not sooner: a run that fails at
+            # once must not cost it.)
+            shutil.rmtree(output_dir / "model", ignore_errors=True)
             write_json(stage.folder / FINISHED, stage.settings)
         gc.collect()  # a Trainer and its callbacks know each other, and hold the model
         if torch.cuda.is_available():

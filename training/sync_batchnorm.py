@@ -4,9 +4,10 @@ import warnings
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from vss_hf.modeling.processes import SumOverProcesses
 
 
 def with_synchronised_batchnorm(model: Any, world_size: int, device: torch.device) -> Any:
@@ -74,19 +75,3 @@ def normalised(norm: Any, input: torch.Tensor) -> torch.Tensor:
     if norm.affine:
         output = output * norm.weight.view(shape) + norm.bias.view(shape)
     return output.to(input.dtype)
-
-
-class SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over all processes; what each of them makes of it flows back to all."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total

@@ -1,56 +1,49 @@
 """transformers' Trainer for dense labels: exact data order, streaming evaluation, averaged weights."""
 
-import dataclasses
-import json
-import math
-import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, TensorDataset, default_collate
-from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
+from vss_hf.data.statistics import LabelStatistics
 from vss_hf.data.workers import end_with_parent
-from vss_hf.files import full_disk_error, is_full_disk, write_json
 from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.processes import failing_together, take_from_first
 from vss_hf.inference.segmenter import VideoSegmenter, is_out_of_memory
-from vss_hf.modeling.loading import load_strictly
 from vss_hf.modeling.losses import dense_segmentation_loss
 
 from . import checkpoints
 from .arguments import VSSTrainingArguments
-from .batchnorm import first_batches, has_batchnorm, recalibrate_batchnorm
+from .car import classifier_features, regularisation
 from .distillation import Distillation
 from .draws import DrawOrder, EndlessSampler, TrainingStream
-from .ema import EMA, WeightAverage
+from .ema import EMA
+from .eval_reports import log_picture, scores_to_log, write_evaluation
 from .faults import explained
 from .hub import PushesModelFolder
 from .interruption import TrainingInterrupted, stop_request
-from .losses import LossData, SelfDistillation, build_losses, is_per_pixel, parse_losses, query_class_bias
+from .losses import CAR, LossData, SelfDistillation, build_losses, is_per_pixel, parse_losses, query_class_bias
 from .optimizer import groups_of_run
+from .progress import RunProgress, without_bars_of_transformers
+from .saving import SavesWholeCheckpoints
 from .schedule import build_scheduler, parse_schedule
-from .sharded import check_fsdp, is_sharded, whole_copy
+from .sharded import check_fsdp
 from .sources import EvalData
-from .swa import SWA, SWA_FILE, add_cycles
+from .swa import SWA, add_cycles
 from .sync_batchnorm import with_synchronised_batchnorm
 
 
 logger = logging.get_logger(__name__)
 
-EMA_FILE = "ema.safetensors"
-LOSS_FILE = "loss.safetensors"  # what losses have counted so far
 MOST_SKIPPED_IN_A_ROW = 10  # steps without a finite loss after which `on_nonfinite_loss: skip` gives up
 
 
@@ -76,7 +69,7 @@ class AroundStep(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-class VSSTrainer(PushesModelFolder, Trainer):
+class VSSTrainer(PushesModelFolder, SavesWholeCheckpoints):
     """Trains a model of this package.
 
     What differs from transformers.Trainer: training data is an endless, seekable sequence of draws (draws.py), so that
@@ -93,14 +86,10 @@ class VSSTrainer(PushesModelFolder, Trainer):
         eval_data: what to evaluate on: `EvalData`, or its beginning: (data set folder, split); or None.
         processing_class: the image processor.
         class_pixels: (num_labels,) training pixels of each class, for losses that ask for them (`needs_class_pixels`).
+        class_statistics: of the training data, for the mIoU of head, medium and tail; None: of what is evaluated on.
     """
 
-    args: VSSTrainingArguments
-    # transformers types these more narrowly than what we give, or more widely than what comes back.
-    model: Any
-    train_dataset: Any
-    eval_dataset: Any
-    accelerator: Any
+    eval_dataset: Any  # transformers types it more narrowly than what we give
 
     def __init__(
         self,
@@ -111,6 +100,7 @@ class VSSTrainer(PushesModelFolder, Trainer):
         eval_data: tuple | None = None,
         processing_class: Any = None,
         class_pixels: np.ndarray | None = None,
+        class_statistics: LabelStatistics | None = None,
     ):
         if train_dataset is not None and train_dataset.seed != args.draw_seed:
             raise ValueError(
@@ -135,10 +125,11 @@ class VSSTrainer(PushesModelFolder, Trainer):
         if not is_per_pixel(config):
             model.criterion.class_bias = query_class_bias(losses, data)
         self.distillations = [
-            Distillation(loss.teacher, config, args.device, loss.weight, loss.temperature)
+            Distillation(loss.teacher, config, args.device, loss.weight, loss.temperature, processing_class)
             for loss in losses
             if isinstance(loss, SelfDistillation)
         ]
+        self.regularisations = [loss for loss in losses if isinstance(loss, CAR)]
         self.ema = EMA(model, args.ema_decay) if args.ema_decay else None
         self.swa = SWA(model, args.swa_start, args.swa_every) if args.swa_every else None
         self.model_accepts_loss_kwargs = True  # compute_loss divides by a step's pixels; not by its micro-batches too
@@ -149,7 +140,12 @@ class VSSTrainer(PushesModelFolder, Trainer):
         self.staging: Path | None = None  # where a checkpoint is being written
         self.skipped_steps = self.skipped_in_a_row = 0
         self.micro_batches_done, self.not_finite = 0, []  # of the current step
+        self.class_statistics = class_statistics
+        self.eval_results: dict[str, Any] = {}  # of the last evaluation, with all that it says of single classes
         self.add_callback(AroundStep(self))
+        self.progress = RunProgress(self)
+        self.pop_callback(PrinterCallback if args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)  # it shows the same
+        self.add_callback(self.progress)
 
     # --- data
 
@@ -234,7 +230,7 @@ class VSSTrainer(PushesModelFolder, Trainer):
                 f"--swa_start {self.swa.start} --swa_every {self.swa.every}: the run ends after {self.args.max_steps} "
                 f"steps, before the first snapshot; expected at most {self.args.max_steps} in sum"
             )
-        with self.stop.listening(), explained():
+        with self.stop.listening(), explained(), without_bars_of_transformers(), closing(self.progress):
             try:
                 result = super().train(
                     resume_from_checkpoint=str(self.resume_from) if self.resume_from else None, **kwargs
@@ -254,37 +250,6 @@ class VSSTrainer(PushesModelFolder, Trainer):
                 self.stop.signal_number or signal.SIGINT,
             )
         return result
-
-    def read_position(self, checkpoint: Path) -> None:
-        """Where the checkpoint's run stood, after making sure that it is this run."""
-        checkpoints.check_same_model(checkpoint, self.unwrapped().config)
-        saved = json.loads((checkpoint / checkpoints.RUN_STATE).read_text(encoding="utf-8"))
-        checkpoints.check_same_data(checkpoint, saved, self.run_state())
-        self.first_step = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
-        self.first_draw, self.skipped_steps = saved["draws"], saved["skipped_steps"]
-        if self.ema is not None:
-            self.load_ema(checkpoint)
-        if self.swa is not None:
-            self.swa.load(checkpoint, self.first_step)
-        if (checkpoint / LOSS_FILE).is_file() and self.pixel_loss is not None:
-            self.pixel_loss.load_state(load_file(checkpoint / LOSS_FILE))
-
-    def run_state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the Trainer's own state: the data position, and what was skipped."""
-        order, data = self.train_dataset.described(), self.train_dataset.fingerprints()
-        return {
-            "draws": self.draws_done(),
-            "seed": self.args.draw_seed,
-            "num_samples": self.samples_per_epoch,
-            **({"order": order} if order else {}),
-            **({"teachers": list(self.teachers().values())} if self.distillations else {}),
-            **({"data": data} if data else {}),
-            "skipped_steps": self.skipped_steps,
-        }
-
-    def teachers(self) -> dict[str, str]:
-        """Of self distillation: where each teacher is from, and a hash of its weights."""
-        return {distillation.source: distillation.sha256 for distillation in self.distillations}
 
     def stop_requested(self) -> bool:
         """Whether any process was asked to stop: all must leave after the same step."""
@@ -335,25 +300,12 @@ class VSSTrainer(PushesModelFolder, Trainer):
         return count
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's own loss, or those of `training.losses` from the same logits."""
-        if self.pixel_loss is None:
-            outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
-            loss = outputs.loss
-        else:
-            config, images = self.unwrapped().config, dict(inputs)
-            labels, reference_labels = images.pop("labels"), images.pop("reference_labels", None)
-            outputs = model(**images, output_auxiliary_logits=config.auxiliary_loss_weight != 0)
-            loss = dense_segmentation_loss(
-                outputs.logits,
-                outputs.auxiliary_logits or (),
-                labels,
-                reference_labels if getattr(config, "wants_reference_labels", False) else None,
-                auxiliary_loss_weight=config.auxiliary_loss_weight,
-                ignore_index=config.ignore_index,
-                align_corners=config.align_corners,
-                num_items_in_batch=num_items_in_batch,
-                pixel_loss=self.pixel_loss,
-            )
+        """The loss of the heads, and what `training.losses` adds to it."""
+        config = self.unwrapped().config
+        with classifier_features(self.unwrapped()) if self.regularisations else nullcontext([]) as features:
+            loss, outputs = self.loss_of_heads(model, inputs, num_items_in_batch)
+        for entry in self.regularisations:
+            loss = loss + regularisation(entry, features[0], inputs["labels"], config, num_items_in_batch)
         for distillation in self.distillations:
             with self.accelerator.autocast():  # as accelerate has it around the student
                 teacher_logits = distillation.teacher_logits(inputs)
@@ -361,6 +313,27 @@ class VSSTrainer(PushesModelFolder, Trainer):
         if num_items_in_batch is not None and self.args.world_size > 1:
             loss = loss * self.args.world_size  # gradients are averaged over ranks; the count is over all of them
         return (loss, outputs) if return_outputs else loss
+
+    def loss_of_heads(self, model, inputs, num_items_in_batch) -> tuple[torch.Tensor, Any]:
+        """The model's own loss, or those of `training.losses` from the same logits; and the model's outputs."""
+        if self.pixel_loss is None:
+            outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+            return outputs.loss, outputs
+        config, images = self.unwrapped().config, dict(inputs)
+        labels, reference_labels = images.pop("labels"), images.pop("reference_labels", None)
+        outputs = model(**images, output_auxiliary_logits=config.auxiliary_loss_weight != 0)
+        loss = dense_segmentation_loss(
+            outputs.logits,
+            outputs.auxiliary_logits or (),
+            labels,
+            reference_labels if getattr(config, "wants_reference_labels", False) else None,
+            auxiliary_loss_weight=config.auxiliary_loss_weight,
+            ignore_index=config.ignore_index,
+            align_corners=config.align_corners,
+            num_items_in_batch=num_items_in_batch,
+            pixel_loss=self.pixel_loss,
+        )
+        return loss, outputs
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward of one micro-batch; says what to turn down when the memory does not suffice."""
@@ -423,159 +396,30 @@ class VSSTrainer(PushesModelFolder, Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """mIoU and video consistency of the (averaged) weights on the evaluation videos, which the processes share."""
         evaluated = EvalData(*(eval_dataset or self.eval_dataset))
+        step, picture = self.state.global_step, None
         start = time.time()
         training = self.unwrapped().training
         # A loader draws a seed from torch's global generator; without the fork evaluating would change the training.
         with torch.random.fork_rng(devices=[]), self.averaged_weights() as model:
             take_from_first(model)  # every process has BatchNorm statistics of its own; the first one's are saved
+            segmenter = VideoSegmenter(model, self.processing_class)
             results = evaluate_model(
-                VideoSegmenter(model, self.processing_class),
+                segmenter,
                 **evaluated._asdict(),
+                training=self.class_statistics,
                 batch_size=self.args.per_device_eval_batch_size,
                 num_workers=self.args.dataloader_num_workers,
+                progress=self.progress.frames,
             )
+            metrics = scores_to_log(results, metric_key_prefix)
+            metrics.update(speed_metrics(metric_key_prefix, start, num_samples=results["frames"]))
+            with failing_together():
+                if self.args.should_save:
+                    picture = write_evaluation(self.args, step, results, segmenter, evaluated)
             model.train(training)
-        wanted = ("mean_iou", "frequency_weighted_iou", "pixel_accuracy", "mean_accuracy", "vc8", "vc16")
-        metrics = {f"{metric_key_prefix}_{key}": results[key] for key in wanted if results[key] is not None}
-        metrics.update(speed_metrics(metric_key_prefix, start, num_samples=results["frames"]))
+        self.eval_results = results
         self.log(metrics)
+        if picture is not None and self.is_world_process_zero():
+            log_picture(picture, step, self.callback_handler.callbacks)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    @contextmanager
-    def averaged_weights(self) -> Iterator[Any]:
-        """Within this context: the model to evaluate and save, with the averaged weights if there are any, and whole.
-
-        It is the model itself; of a sharded one (FSDP) a copy, for which all processes must come here.
-        """
-        model, average = self.unwrapped(), self.average()
-        if is_sharded(model):
-            yield whole_copy(model) if average is None else average.module
-        elif average is None:
-            yield model
-        else:
-            with average.swapped_into(model):
-                yield model
-
-    def average(self) -> WeightAverage | None:
-        """The average as it is evaluated and saved, if there is one; all processes must come here.
-
-        SWA's BatchNorm statistics are counted anew after each snapshot, from the run's first training samples.
-        """
-        if self.swa is None or not self.swa.n_averaged:
-            return self.ema
-        if self.swa.recalibrated != int(self.swa.n_averaged) and has_batchnorm(self.swa.module):
-            order = dataclasses.replace(self.draw_order(), start=0)
-            number = math.ceil(self.args.swa_batchnorm_batches / self.args.world_size)
-            batches = first_batches(self.train_dataset, order, number, self.args.dataloader_num_workers)
-            recalibrate_batchnorm(self.swa.module, batches)
-            self.swa.recalibrated = int(self.swa.n_averaged)
-        return self.swa
-
-    def unwrapped(self) -> Any:
-        """The model itself, without the wrappers of distributed training or compilation."""
-        return self.accelerator.unwrap_model(self.model)
-
-    # --- checkpoints: model, optimizer, scheduler, scaler, RNG and trainer state are the Trainer's; we add two files
-
-    def _get_output_dir(self, trial) -> str:
-        return super()._get_output_dir(trial) if self.staging is None else str(self.staging)
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """The Trainer's checkpoint and our files; it gets its name when all of it is on the disk."""
-        folder = checkpoints.checkpoint_path(self.args.output_dir, self.state.global_step)
-        if self.state.best_global_step:
-            best = checkpoints.checkpoint_path(self.args.output_dir, self.state.best_global_step)
-            if best == folder or best.is_dir():
-                self.state.best_model_checkpoint = str(best)
-        self.staging = checkpoints.partial_path(folder)
-        try:
-            needed = checkpoints.checkpoint_bytes(self.unwrapped(), self.optimizer, self.ema or self.swa)
-            with failing_together():
-                # A block of its own: a process that fails between two exchanges of sharded weights hangs the others.
-                if self.args.should_save:
-                    Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-                    if shutil.disk_usage(self.args.output_dir).free < needed:
-                        raise full_disk_error(folder, needed)
-            with failing_together():
-                self.write_checkpoint(folder, model, trial, needed)
-            with failing_together():
-                if self.args.should_save:  # now that all have written their part
-                    checkpoints.write_manifest(self.staging / folder.name)
-                    checkpoints.commit_folder(self.staging / folder.name, folder)
-        finally:
-            if self.args.should_save:
-                shutil.rmtree(self.staging, ignore_errors=True)
-            self.staging = None
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder))
-        if self.args.should_save:
-            checkpoints.rotate(self.args.output_dir, self.args.save_total_limit, self.state.best_global_step)
-
-    def write_checkpoint(self, folder: Path, model, trial, needed: int) -> None:
-        """Write this process's part of a checkpoint, of about `needed` bytes in all, into the staging folder."""
-        assert self.staging is not None
-        partial = self.staging / folder.name
-        partial.mkdir(parents=True, exist_ok=True)
-        try:
-            # The Trainer looks for the best checkpoint where it writes this one; `_save_checkpoint` knows better.
-            best_step, self.state.best_global_step = self.state.best_global_step, None
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self.state.best_global_step = best_step
-            if self.args.should_save:
-                (partial / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nobody reads
-                for average, file in ((self.ema, EMA_FILE), (self.swa, SWA_FILE)):
-                    if average is not None and average.n_averaged:
-                        tensors = {name: tensor.contiguous() for name, tensor in average.state_dict().items()}
-                        save_file(tensors, partial / file)
-                if self.pixel_loss is not None and (counted := self.pixel_loss.state()):
-                    save_file(counted, partial / LOSS_FILE)
-                write_json(partial / checkpoints.RUN_STATE, self.run_state())
-                self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            # torch.save does not say why it could not write.
-            if is_full_disk(error) or shutil.disk_usage(partial).free < needed:
-                shutil.rmtree(self.staging, ignore_errors=True)
-                raise full_disk_error(folder, needed) from error
-            raise
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.load_weights(Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None  # the Trainer calls this only when there is one
-        best = Path(self.state.best_model_checkpoint)
-        if self.is_fsdp_enabled:
-            super()._load_best_model()
-        else:
-            self.load_weights(best)
-        if self.ema is not None:
-            self.load_ema(best)
-        if self.swa is not None:
-            assert self.state.best_global_step is not None  # as above
-            self.swa.load(best, self.state.best_global_step)
-            if not self.swa.n_averaged:
-                logger.warning(f"{best}, the best checkpoint, has no snapshot yet: the run ends with its own weights")
-
-    def load_weights(self, checkpoint: Path) -> None:
-        """Take the weights from a checkpoint.
-
-        transformers writes some tensors, Swin's among them, under the names of its older versions. Its Trainer reads
-        them back by their names in the file, finds no such tensors in the model, and goes on without them.
-        """
-        model = self.unwrapped()
-        model.load_state_dict(load_strictly(type(model), checkpoint).state_dict())
-
-    def load_ema(self, checkpoint: Path) -> None:
-        """Take the average from a checkpoint."""
-        assert self.ema is not None
-        path = checkpoint / EMA_FILE
-        if not path.is_file():
-            decay = self.args.ema_decay
-            raise FileNotFoundError(f"{path} is missing, but --ema_decay {decay} wants the averaged weights")
-        self.ema.load_state_dict(load_file(path))  # to the CPU: safetensors does not know accelerate's device "cpu:0"

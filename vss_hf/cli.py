@@ -20,11 +20,11 @@ from .cli_common import (
     read_class_names,
     read_numbers,
     read_settings,
-    show_results,
     write_results,
 )
 from .cli_data import data_app
 from .cli_inference import Refine, Smooth, TestTimeAugmentation, open_segmenter
+from .cli_pseudo_label import pseudo_label
 from .files import write_json
 
 
@@ -37,6 +37,7 @@ app = typer.Typer(
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},  # --repo_id is --repo-id
 )
 app.add_typer(data_app, name="data")
+app.command("pseudo-label")(pseudo_label)
 
 Protocol = Annotated[
     str, typer.Option(help="mIoU over classes present in the ground truth (vspw) or with union > 0 (evaluate).")
@@ -54,12 +55,15 @@ def train(context: typer.Context) -> None:
     """Train a recipe: vss-hf train RECIPE.yaml [--field value ...].
 
     Several processes: accelerate launch train.py ...
+    With --dry_run (or --dry_run 8, for eight devices) print the plan only; --json FILE writes it, too.
     """
     from vss_hf.training.interruption import TrainingInterrupted
+    from vss_hf.training.plan import dry_run
     from vss_hf.training.run import main as run
 
     try:
-        run(context.args)
+        if not dry_run(context.args):
+            run(context.args)
     except TrainingInterrupted as stopped:
         typer.echo(f"\n{stopped}", err=True)
         raise typer.Exit(stopped.exit_code) from None
@@ -93,6 +97,7 @@ def evaluate(
     Several GPUs: torchrun --nproc_per_node=8 -m vss_hf evaluate ...
     """
     from vss_hf.inference import evaluate_model
+    from vss_hf.inference.class_scores import show_results, training_statistics
     from vss_hf.inference.processes import failing_together, is_first, joined_processes
 
     check_writable(json_file)
@@ -108,6 +113,7 @@ def evaluate(
             table=table,
             protocol=protocol,
             vc_protocol=vc_protocol,
+            training=training_statistics(data, segmenter.names, source, table),
             batch_size=batch_size,
             num_workers=num_workers,
             with_confusion=confusion is not None,
@@ -140,6 +146,7 @@ def score(
 ) -> None:
     """Score anybody's prediction files by the same rules."""
     from vss_hf.inference import score_predictions
+    from vss_hf.inference.class_scores import show_results
 
     check_writable(json_file)
     results = score_predictions(
@@ -303,6 +310,8 @@ def average(
     from vss_hf.training.recalibration import Recalibration
 
     samples = None
+    if recalibrate is None and split is not None:
+        raise ValueError(f"--split {split}: there is no --recalibrate")
     if recalibrate is not None:
         samples = Recalibration(recalibrate, split, batches, num_workers)
     numbers = None if weights is None else read_numbers(weights, "--weights")

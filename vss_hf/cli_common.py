@@ -25,35 +25,6 @@ def progress_bar(items: Iterable, total: int | None, name: str) -> Iterator:
     return iter(tqdm(items, total=total, desc=name, unit="frame", file=sys.stderr, mininterval=0.5, leave=False))
 
 
-def show_results(results: dict[str, Any]) -> None:
-    """A table for people; every number stands with its protocol."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from vss_hf.hub_cards.eval_results import beside_the_model
-
-    data = f"{results['dataset']} {results['split']}: {results['videos']} videos, {results['frames']} frames"
-    if "source" in results:
-        of = f"table {results['table']}" if results["table"] else "its own classes"
-        data += f" ({results['source']}, {of})"
-    if made_by := beside_the_model(results):
-        data += f"\n{escape(made_by)}"
-    table = Table(title=f"{results['model']} on {data}")
-    for heading in ("metric", "value", "protocol"):
-        table.add_column(heading, justify="right" if heading == "value" else "left")
-    of_classes = f"{results['protocol']}, {results['classes_scored']} classes"
-    for key in ("mean_iou", "frequency_weighted_iou", "mean_accuracy"):
-        table.add_row(key, f"{results[key]:.4f}", of_classes)
-    table.add_row("pixel_accuracy", f"{results['pixel_accuracy']:.4f}", results["protocol"])
-    for key in ("vc8", "vc16"):
-        value = "-" if results[key] is None else f"{results[key]:.4f}"
-        table.add_row(key, value, f"{results['vc_protocol']}, {results['vc_clips'].get(key, 0)} clips")
-    if results["frames_per_second"]:
-        table.add_row("frames_per_second", f"{results['frames_per_second']:.1f}", results["hardware"])
-    Console().print(table)
-
-
 def camera_or_path(source: str | None, camera: int | None) -> str | int:
     """What to label: the number of a camera, or a path."""
     if (source is None) == (camera is None):

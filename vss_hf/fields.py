@@ -22,7 +22,7 @@ TYPE_WORDS = {
 
 def known_or_raise(name: Any, known, what: str) -> None:
     """Raise with the nearest known name when `name` is not known."""
-    if name not in known:
+    if name not in list(known):  # a mapping would refuse a list for a name
         near = get_close_matches(str(name)[:100], [str(k) for k in known], n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
         raise ValueError(f"{what} '{str(name)[:100]}'; {hint}")

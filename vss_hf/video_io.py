@@ -111,7 +111,7 @@ def _open_folder(path: Path) -> FrameSource:
     images = list_images(folder)
     place = folder.resolve()
     name = place.parent.name if place.name == "origin" else place.name  # VSPW's layout
-    return FrameSource(name, len(images), None, lambda: _read_pictures(images))
+    return FrameSource(name, len(images), None, lambda: read_pictures(images))
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -149,7 +149,8 @@ def existing(source: str | Path) -> Path:
     return source
 
 
-def _read_pictures(paths: list[Path]) -> Iterator[Frame]:
+def read_pictures(paths: list[Path]) -> Iterator[Frame]:
+    """Pictures one after the other, turned upright as their EXIF data say; errors as `read_image`."""
     for path in paths:
         with open_image(path) as picture:
             check_frame_mode(path, picture)
@@ -182,7 +183,7 @@ def _as_image(array: Any, number: int) -> np.ndarray:
 
 def _open_file(path: Path) -> FrameSource:
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return FrameSource(path.stem, 1, None, lambda: _read_pictures([path]))
+        return FrameSource(path.stem, 1, None, lambda: read_pictures([path]))
     with _open_video(path) as container:  # a wrong file is reported now, not at the first frame
         stream = video_stream(container)
         length, rate = stream.frames or None, stream.average_rate or stream.guessed_rate

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from vss_hf.cli import run_reporting_errors
 from vss_hf.files import write_text
 from vss_hf.training.recipe import load_recipe, parse_overrides
-from vss_hf.training.recipe_files import RECIPES
+from vss_hf.training.recipe_files import RECIPES, shipped_recipes
 from vss_hf.training.recipe_yaml import RecipeLoader, parse_yaml, to_yaml
 
 
-SHIPPED = {path.stem: yaml.load(path.read_text(encoding="utf-8"), RecipeLoader) for path in RECIPES.glob("*.yaml")}
-SHIPPED_TEXT = {path.stem: path.read_text(encoding="utf-8") for path in RECIPES.glob("*.yaml")}
+SHIPPED_TEXT = {name: (RECIPES / f"{name}.yaml").read_text(encoding="utf-8") for name in shipped_recipes()}
+SHIPPED = {name: yaml.load(text, RecipeLoader) for name, text in SHIPPED_TEXT.items()}
 
 
 @pytest.fixture(autouse=True)

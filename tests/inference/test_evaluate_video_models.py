@@ -147,7 +147,7 @@ def test_the_trainer_evaluates_video_models(folder, segmenter, tmp_path):
     states = []
     step = model.step
     model.step = lambda *inputs: (states.append(weakref.ref(inputs[1])), step(*inputs))[1]
-    arguments = VSSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    arguments = VSSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", logged_overlays=0)
     data = (folder / "root", "val")
     trainer = VSSTrainer(model, arguments, eval_data=data, processing_class=segmenter.processor)
     found = trainer.evaluate()

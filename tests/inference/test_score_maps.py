@@ -35,9 +35,15 @@ def test_softmax_of_upsampled_logits(shape, size, align_corners, mirrored):
     torch.testing.assert_close(scores.dense().double(), wanted, atol=6e-6, rtol=0)
     sure = wanted.topk(2, dim=0).values.diff(dim=0)[0].abs() > 1e-5
     assert (scores.labels().long() == wanted.argmax(0))[sure].all()
-    labels, confidence = scores.labels_and_confidence()
-    assert (labels == scores.labels()).all()
-    torch.testing.assert_close(confidence.double(), wanted.amax(0), atol=6e-6, rtol=0)
+    torch.testing.assert_close(scores.confidence(scores.labels()).double(), wanted.amax(0), atol=6e-6, rtol=0)
+    other = (wanted.argmax(0) + 1) % len(wanted)
+    torch.testing.assert_close(scores.confidence(other).double(), wanted.gather(0, other[None])[0], atol=6e-6, rtol=0)
+
+
+def test_confidence_of_enormous_logits():
+    logits = torch.tensor([3e4, -3e4, 2.9e4], dtype=torch.float16)[:, None, None].expand(3, 4, 4)
+    scores = LogitScores(logits, (9, 9))
+    assert (scores.labels() == 0).all() and (scores.confidence(scores.labels()) == 1).all()
 
 
 @pytest.mark.parametrize("shape,size", SIZES)

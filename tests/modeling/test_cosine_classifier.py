@@ -167,6 +167,20 @@ def test_half_precision_is_within_rounding():
             assert (classifier(features).float() - exact).abs().max() < tolerance
 
 
+@pytest.mark.parametrize("size", [0.01, 2500.0])
+def test_short_and_long_features_in_float16(size):
+    """The products are as large as the features are long: up to what float16 can hold."""
+    classifier = PixelClassifier(512, 3, cosine_scale=1.0).half()
+    with torch.no_grad():
+        classifier.weight[0], classifier.weight[1], classifier.weight[2, :256] = 0.02, -0.02, 0
+        classifier.weight[2, 256:] = 0.02
+    features = torch.full((1, 512, 1, 1), size).half().requires_grad_()
+    logits = classifier(features)[0, :, 0, 0]
+    torch.testing.assert_close(logits.float(), torch.tensor([1.0, -1.0, 0.5**0.5]), rtol=2e-3, atol=0)
+    logits.float().sum().backward()
+    assert features.grad.isfinite().all() and classifier.weight.grad.isfinite().all()
+
+
 def test_dropout_is_the_last_thing_before_the_product():
     classifier = PixelClassifier(64, 3, cosine_scale=1.0, dropout=0.5)
     features = torch.randn(1, 64, 4, 4)

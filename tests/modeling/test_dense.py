@@ -5,12 +5,15 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from largest_tensor import LargestTensor
 from torch.utils.checkpoint import checkpoint
 
 from vss_hf.modeling import dense
-from vss_hf.modeling.dense import upsampled_argmax, upsampled_confusion, upsampled_cross_entropy
+from vss_hf.modeling.dense import (
+    upsampled_argmax,
+    upsampled_confusion,
+    upsampled_cross_entropy,
+)
 
 
 # (B, K, h, w), (H, W): odd sizes, single rows, columns and pixels, equal size, enlarging and shrinking
@@ -385,18 +388,6 @@ def test_confusion_takes_uint8_labels_and_255_classes():
 
 
 # --- memory
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements of any tensor that an operation returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        sizes = [leaf.untyped_storage().nbytes() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.elements = max(self.elements, *(size // 4 for size in sizes), 0)
-        return result
 
 
 def test_no_tensor_of_the_upsampled_size_is_ever_made():

@@ -27,6 +27,7 @@ from transformers import SwinConfig
 from vss_hf import UperNetConfig, UperNetForSemanticSegmentation
 from vss_hf.cli import main
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
+from vss_hf.modeling.layers import BatchNorm2d
 from vss_hf.modeling.loading import load_segmentation_model
 from vss_hf.training.averaging import average_models
 from vss_hf.training.batchnorm import first_batches, has_batchnorm, recalibrate_batchnorm
@@ -152,6 +153,7 @@ def test_checkpoints_of_a_run(root, tmp_path):
     told = json.loads((tmp_path / "average" / "averaging.json").read_text())
     assert [member["model"] for member in told["members"]] == [f"run/checkpoint-{step}" for step in (2, 3, 4)]
     assert told["batchnorm"] == {"data": "videos", "split": None, "batches": 3}
+    assert [member["trained_on"] for member in told["members"]] == [["videos"]] * 3  # as the run's model folder says
 
 
 # --- the folder
@@ -228,8 +230,18 @@ def test_names_the_first_difference(members, tmp_path):
 
 
 def test_how_a_model_is_run_does_not_matter(members, tmp_path):
-    other = changed(members[1], tmp_path / "other", transformers_version="4.0.0", _name_or_path="elsewhere")
+    """Nor what transformers writes into the part of the backbone after loading it, its dtype for instance."""
+    backbone = json.loads((members[1] / "config.json").read_text())["backbone_config"]
+    fields = {"transformers_version": "4.0.0", "_name_or_path": "elsewhere", "dtype": "float32"}
+    other = changed(members[1], tmp_path / "other", **fields, backbone_config={**backbone, **fields})
     average_models([members[0], other], tmp_path / "average")
+
+
+def test_names_the_field_of_the_backbone(members, tmp_path):
+    backbone = json.loads((members[1] / "config.json").read_text())["backbone_config"]
+    other = changed(members[1], tmp_path / "other", backbone_config={**backbone, "hidden_act": "gelu"})
+    with pytest.raises(ValueError, match="backbone_config.hidden_act is 'gelu' in the one and 'relu' in the other"):
+        average_models([members[0], other], tmp_path / "average")
 
 
 def test_does_not_touch_what_is_there(members, tmp_path):
@@ -296,12 +308,38 @@ def test_statistics_equal_those_of_all_inputs(root, kind):
             assert int(found[name.replace("running_mean", "num_batches_tracked")]) == 4
 
 
-def test_random_numbers_of_the_caller_stay(root):
+def test_a_norm_that_sees_single_values_keeps_its_statistics():
+    """Of a globally pooled map in batches of one sample, as in training: they stand in for the variance."""
+    norm = BatchNorm2d(4)
+    disturbed(norm, 3)
+
+    class Pooled(nn.Sequential):
+        main_input_name, device, dtype = "pixel_values", torch.device("cpu"), torch.float32
+
+        def forward(self, pixel_values):
+            return super().forward(pixel_values)
+
+    model = Pooled(BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), norm)
+    before = state_of(norm)
+    batches = [{"pixel_values": torch.randn(1, 4, 5, 5) + 9} for _ in range(3)]
+    recalibrate_batchnorm(model, batches)
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(norm.state_dict()[name], before[name]), name
+    means = torch.stack([batch["pixel_values"].mean((0, 2, 3)) for batch in batches])
+    torch.testing.assert_close(model[0].running_mean, means.mean(0))
+
+
+def test_random_numbers_of_the_caller_stay_and_do_not_matter(root):
+    """Dropout in the coarse head, which regions are gathered with, reaches the BatchNorms behind them."""
     model = tiny_model(root, classifier_dropout=0.5)
     batches = list(first_batches(training_data(root), DrawOrder(2), 2))
     before = torch.get_rng_state()
     recalibrate_batchnorm(model, batches)
     assert torch.equal(torch.get_rng_state(), before)
+    found = state_of(model)
+    torch.rand(1)
+    recalibrate_batchnorm(model, batches)
+    assert_equal(model, found)
 
 
 def test_models_without_batchnorm_stay_as_they_are(root):
@@ -375,9 +413,17 @@ def test_bad_input_is_one_line(members, root, tmp_path, capsys):
     assert "no such model folder" in failure(capsys, members[0], tmp_path / "nothing", *out)
     assert "at least 2 models; found 1" in failure(capsys, members[0], *out)
     assert "2 numbers for 3 models" in failure(capsys, *members, *out, "--weights", "1 1")
-    assert "expected numbers above 0" in failure(capsys, *members, *out, "--weights", "1,-1,1")
+    for weights in ("1,-1,1", "1,0,1", "nan,1,1", "inf,1,1"):
+        assert "expected numbers above 0" in failure(capsys, *members, *out, "--weights", weights)
+    assert "add up to more than any number" in failure(capsys, *members, *out, "--weights", "1e308,1e308,1")
+    assert "--split val: there is no --recalibrate" in failure(capsys, *members, *out, "--split", "val")
     assert "expected numbers with commas" in failure(capsys, *members, *out, "--weights", "1;1;1")
     assert "has no training_recipe.yaml" in failure(capsys, *members, *out, "--recalibrate", root)
+    stages = write_recipe(tmp_path / "stages.yaml", root, tmp_path / "run")
+    stages.write_text(f"{stages.read_text()}stages: [{{name: one}}]\n")
+    assert "give the training_recipe.yaml in the model folder of one of them" in failure(
+        capsys, *members, *out, "--recalibrate", stages
+    )
     assert "no recipe 'nowhere'" in failure(capsys, *members, *out, "--recalibrate", "nowhere")
     damaged = shutil.copytree(members[0], tmp_path / "damaged")
     (damaged / "model.safetensors").write_bytes((damaged / "model.safetensors").read_bytes()[:-50])
@@ -396,10 +442,18 @@ def test_bad_input_is_one_line(members, root, tmp_path, capsys):
 def test_members_of_the_hub(members, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = []
+    published = shutil.copytree(members[1], tmp_path / "published")
+    (published / "train_results.json").write_text(json.dumps({"dataset": "VSPW_480p"}))
 
     def download(repo, allow_patterns):
         asked.append((repo, allow_patterns))
-        return str(members[1])
+        for path in published.iterdir():
+            if any(path.match(pattern) for pattern in allow_patterns):
+                shutil.copyfile(path, made_folder / path.name)
+        return str(made_folder)
+
+    made_folder = tmp_path / "downloaded"
+    made_folder.mkdir()
 
     monkeypatch.setattr("vss_hf.training.averaging.snapshot_download", download)
     average_models([members[0], "someone/model"], tmp_path / "average")
@@ -407,3 +461,5 @@ def test_members_of_the_hub(members, tmp_path, monkeypatch):
     assert repo == "someone/model" and not more and not any("bin" in pattern or pattern == "*" for pattern in patterns)
     members_told = json.loads((tmp_path / "average" / "averaging.json").read_text())["members"]
     assert members_told[1]["model"] == "someone/model"
+    assert members_told[1]["trained_on"] == ["VSPW_480p"]  # whose terms the card tells
+    assert {"training_recipe.yaml", "averaging.json"} <= set(patterns)

@@ -157,7 +157,10 @@ def test_checkpoint_of_other_classes(run, tmp_path):
     ("change", "message"),
     [
         ({"channels": 24}, "channels is 16 there and 24 in this run"),
-        ({"backbone_config": {**RESNET, "hidden_sizes": [8, 24]}}, "backbone_config is "),
+        (
+            {"backbone_config": {**RESNET, "hidden_sizes": [8, 24]}},
+            r"backbone_config.hidden_sizes is \[8, 16\] there and \[8, 24\] in this run",
+        ),
     ],
 )
 def test_checkpoint_of_another_width(root, run, change, message):
@@ -209,7 +212,7 @@ def test_full_disk_while_a_checkpoint_is_saved(root, small_disk, told_before, mo
         usage = shutil.disk_usage(small_disk)
         plenty = usage._replace(free=10**9)
         answers = iter([plenty])
-        monkeypatch.setattr("vss_hf.training.trainer.shutil.disk_usage", lambda path: next(answers, usage))
+        monkeypatch.setattr("vss_hf.training.saving.shutil.disk_usage", lambda path: next(answers, usage))
     message = "checkpoint-2: .*[0-9,]+ bytes needed, [0-9,]+ bytes free; the previous one is untouched"
     with pytest.raises(OSError, match=message):
         make_trainer(root, small_disk / "run", **SAVING).train(resume_from_checkpoint=True)

@@ -22,6 +22,7 @@ from tiny import (
 from torch.nn import functional as F
 
 from vss_hf.inference.scores import semantic_scores
+from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.modeling.loading import load_segmentation_model
 from vss_hf.modeling.outputs import SemanticSegmenterOutput
 from vss_hf.training.distillation import Distillation, class_logits, distillation_loss, weights_sha256
@@ -174,6 +175,18 @@ def test_what_a_teacher_must_have_in_common_with_its_student(root, teacher, tmp_
         Distillation(str(teacher), tiny_clip_model(root).config, CPU)
     with pytest.raises(FileNotFoundError, match="no such model folder"):
         Distillation(str(tmp_path / "nothing"), config, CPU)
+
+
+def test_a_teacher_sees_pixels_as_it_learnt_from_them(root, tmp_path):
+    """Its image processor, if its folder has one, must normalise as the student's does."""
+    entries = with_teacher(tmp_path)
+    tiny_model(root).save_pretrained(tmp_path)
+    make_trainer(root, tmp_path / "out", losses=entries)  # nothing is known
+    VSSImageProcessor().save_pretrained(tmp_path)
+    make_trainer(root, tmp_path / "out", losses=entries)
+    VSSImageProcessor(image_std=[0.5, 0.5, 0.5]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"the teacher .* has image_std \[0\.5, 0\.5, 0\.5\], the student \[0\.229"):
+        make_trainer(root, tmp_path / "out", losses=entries)
 
 
 def test_the_hash_is_of_the_weights(root, teacher, tmp_path):

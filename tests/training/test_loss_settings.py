@@ -38,6 +38,7 @@ def built(*entries):
         ({"name": "ohem", "reduction": "mean"}, r"reduction has no choice 'mean'; .*kept, labelled, all"),
         ({"name": "ohem", "threshold": 1.5}, r"threshold: 1.5: expected 0 <= value <= 1"),
         ({"name": "ohem", "min_kept": -1}, r"min_kept: -1: expected a number of at least 0"),
+        ({"name": "ohem", "threshold": 0, "min_kept": 0}, r"losses\[1\]: threshold: 0 needs a min_kept above 0; "),
         (
             {"name": "ohem", "class_weights": "inverse_sqr"},
             "class_weights: .* 'inverse_sqr'; did you mean 'inverse_sq",
@@ -51,6 +52,10 @@ def built(*entries):
         ),
         ({"name": "cross_entropy", "max_with_predicted": True}, r"max_with_predicted needs class_weights"),
         ({"name": "cross_entropy", "reduction": "weights"}, r"reduction: weights needs class_weights"),
+        (
+            {"name": "cross_entropy", "class_weights": "inverse", "max_with_predicted": True, "reduction": "weights"},
+            r"losses\[1\].reduction: weights: expected pixels with max_with_predicted",
+        ),
         ({"name": "focal", "gamma": -1}, r"gamma: -1: expected a number of at least 0"),
         ({"name": "focal", "alpha": 2}, r"alpha: 2: expected 0 <= value <= 1"),
         (

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from largest_tensor import LargestTensor
 from safetensors.torch import load_file
 from tiny import CALM, FrozenNorms, losses, make_default_data, make_trainer, state_of, tiny_model
 from tiny import training_data as tiny_data
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModel
 
 from vss_hf.modeling import dense
@@ -192,18 +191,6 @@ def test_what_is_not_finite_is_not_hidden(bad):
 def test_unknown_reduction():
     with pytest.raises(ValueError, match="reduction must be one of kept, labelled, all; got 'mean'"):
         ohem_cross_entropy(*make(), reduction="mean")
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements of any tensor that an operation returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        sizes = [leaf.untyped_storage().nbytes() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.elements = max(self.elements, *(size // 4 for size in sizes), 0)
-        return result
 
 
 def test_no_tensor_of_all_classes_and_pixels_is_ever_made(small_blocks):

@@ -189,3 +189,73 @@ def test_a_run_and_its_continuation(root, tmp_path):
     assert logged == pytest.approx([row[0] for row in steps])
     for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+POLY_RUN = dict(
+    lr_scheduler_type="linear",
+    schedule={"name": "poly"},
+    learning_rate=0.04,
+    backbone_learning_rate=0.02,
+    weight_decay=0.1,
+    optim="sgd",
+)
+
+
+@pytest.fixture(scope="module")
+def halfway(root, tmp_path_factory):
+    """The checkpoint after step 2 of 4."""
+    folder = tmp_path_factory.mktemp("halfway")
+    make_trainer(root, folder, max_steps=4, save_strategy="steps", save_steps=2, **POLY_RUN).train()
+    return folder / "checkpoint-2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "rates", "decay"),
+    [
+        ({"learning_rate": 0.01, "backbone_learning_rate": 0.002}, [0.005, 0.001], 0.1),
+        ({"weight_decay": 0.5}, [0.02, 0.01], 0.5),
+        ({"max_steps": 8}, [0.03, 0.015], 0.1),
+        ({"schedule": None, "lr_scheduler_type": "constant"}, [0.04, 0.02], 0.1),
+        ({"swa_start": 2, "swa_every": 1, "swa_learning_rate": 0.08}, [0.08, 0.04], 0.1),
+    ],
+)
+def test_a_resumed_run_obeys_its_own_settings(root, tmp_path, halfway, changes, rates, decay):
+    """From its first step on, which the checkpoint of another schedule knows nothing of."""
+    settings = {"max_steps": 4, **POLY_RUN, **changes}
+    trainer = make_trainer(root, tmp_path, **settings)
+    callback = Rates()
+    trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=halfway)
+    assert callback.steps[0] == pytest.approx([rates[0]] * 2 + [rates[1]] * 2)
+    assert len(callback.steps) == settings["max_steps"] - 2
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [decay, 0, decay, 0]
+
+
+@pytest.mark.parametrize("changes", [{"layer_decay": 0.5}, {"no_decay": ["1d", "conv"]}, {"optim": "adamw_torch"}])
+def test_other_groups_of_parameters_cannot_be_resumed(root, tmp_path, halfway, changes):
+    trainer = make_trainer(root, tmp_path, max_steps=4, **{**POLY_RUN, **changes})
+    with pytest.raises(ValueError, match="--resume_from_checkpoint .*: the optimizer's state there is of another"):
+        trainer.train(resume_from_checkpoint=halfway)
+
+
+def test_cycles_begin_after_the_warm_up(tmp_path):
+    cycles = {"swa_every": 2, "swa_start": 3, "swa_learning_rate": 0.1}
+    arguments(tmp_path, warmup_steps=3, **cycles)
+    with pytest.raises(ValueError, match="--warmup_steps 4 with --swa_start 3: SWA's cycles would begin within"):
+        arguments(tmp_path, warmup_steps=4, **cycles)
+    arguments(tmp_path, warmup_steps=4, swa_every=2, swa_start=3)  # the schedule goes on: nothing is cut off
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": -1.0}, "--learning_rate -1.0: expected at least 0 and finite"),
+        ({"backbone_learning_rate": math.inf}, "--backbone_learning_rate inf: expected at least 0 and finite"),
+        ({"weight_decay": -0.1}, "--weight_decay -0.1: expected at least 0 and finite"),
+        ({"swa_every": 1, "swa_learning_rate": math.inf}, "--swa_learning_rate inf: expected at least 0 and finite"),
+        ({"schedule": {"name": "poly"}, "lr_scheduler_kwargs": {"power": 2}}, "training.schedule has its own"),
+    ],
+)
+def test_settings_that_cannot_be_meant(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, lr_scheduler_type="linear", **changes)

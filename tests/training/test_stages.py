@@ -173,6 +173,16 @@ def test_only_unfinished_stages_are_trained(three, tmp_path):
     assert trained(three, "--learning_rate", "1") == [] and (tmp_path / "out" / "model" / "config.json").is_file()
 
 
+def test_an_earlier_model_stays_until_a_stage_is_finished(three, tmp_path):
+    """Of a plain run in the same folder, say: a start that fails at once must not cost it."""
+    model = tmp_path / "out" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text('"earlier"')
+    assert trained(three, fails_in="a") == ["a"] and (model / "config.json").read_text() == '"earlier"'
+    assert trained(three, fails_in="b") == ["a", "b"] and not model.exists()  # not to be taken for the stages'
+    assert trained(three) == ["b", "c"] and (model / "training_stages.json").is_file()
+
+
 def test_a_changed_recipe_is_an_error(three, tmp_path):
     assert trained(three, fails_in="c") == ["a", "b", "c"]
     message = "stage 'a' in .*/out/a was trained with other settings: training.learning_rate: 0.01 then, 0.5 now; set"
@@ -364,6 +374,7 @@ def test_only_the_last_stage_is_pushed(tmp_path):
         ([{"name": "model"}], [], "a stage cannot be called 'model'"),
         ([{"name": "../x"}], [], "a stage cannot be called '../x'"),
         ([{"name": "a", "training": {"output_dir": "x"}}], [], "stage 'a': training.output_dir is for all stages"),
+        ([{"name": "a", "model": {"init_from": {"stage": ["a"]}}}], [], "init_from: there is no earlier stage '..a"),
         (TWO, ["--stages.one.output_dir", "x"], "stage 'one': training.output_dir is for all stages"),
         (TWO, ["--stages.tow.seed", "1"], "--stages.tow.seed: there is no stage 'tow'; did you mean 'two'"),
         (TWO, ["--stages", "1"], "--stages: there is no stage ''"),

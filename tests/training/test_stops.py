@@ -14,6 +14,7 @@ from tiny import make_default_data, make_trainer, state_of, tiny_model, write_re
 from transformers import TrainerCallback
 
 from vss_hf import interruption
+from vss_hf.inference.segmenter import is_out_of_memory
 from vss_hf.training.checkpoints import newest_checkpoint
 from vss_hf.training.interruption import TrainingInterrupted
 
@@ -98,7 +99,7 @@ def test_ctrl_c_of_the_command(root, tmp_path):
         [sys.executable, "-u", train, recipe], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     for line in process.stdout:
-        if "'loss'" in line:  # it trains
+        if "  loss " in line:  # it trains
             break
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -128,7 +129,7 @@ def test_ctrl_c_of_a_launcher(root, tmp_path, launcher):
             start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
         )
-        while "'loss'" not in log.read_text():  # until it trains
+        while "  loss " not in log.read_text():  # until it trains
             assert process.poll() is None, log.read_text()
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGINT)
@@ -271,6 +272,13 @@ def test_out_of_memory_when_labelling(root):
     )
     assert done.returncode == 0, done.stderr
     assert "out of memory with 16 frames of 720x1280 (height x width) on cpu: label fewer frames" in done.stdout
+
+
+def test_words_for_no_memory():
+    """Seen from torch's CPU convolutions under a limit; and oneDNN's word for what it cannot compute at all."""
+    for words in ("DefaultCPUAllocator: can't allocate memory: you tried", "could not create a primitive"):
+        assert is_out_of_memory(RuntimeError(words))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")

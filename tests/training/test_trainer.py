@@ -31,7 +31,7 @@ from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
 from vss_hf.training.draws import DrawOrder, EndlessSampler, Source, TrainingDraws
-from vss_hf.training.trainer import EMA_FILE
+from vss_hf.training.saving import EMA_FILE
 
 
 @pytest.fixture(scope="module")

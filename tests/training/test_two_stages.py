@@ -52,7 +52,7 @@ def test_stages_of_tbn_vit(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "VSSTrainer", Watched)
     monkeypatch.setattr(Watched, "seen", [])
     root = make_default_data(tmp_path / "videos")
-    run.main(["tbn-vit", f"--data.root={root}", *SHORT, *TINY, f"--output_dir={tmp_path}"])
+    run.main(["tbn-vit/tbn-swin-large-ohem", f"--data.root={root}", *SHORT, *TINY, f"--output_dir={tmp_path}"])
     one, two = (tmp_path / name / "model" for name in ("stage1", "stage2"))
     first, second = Watched.seen
 
@@ -87,7 +87,7 @@ def test_stages_of_tbn_vit(tmp_path, monkeypatch):
 
 
 def test_both_stages_train_on_the_same_samples():
-    one, two = (stage.recipe for stage in load_stages("tbn-vit", ["--data.root", "videos"]))
+    one, two = (stage.recipe for stage in load_stages("tbn-vit/tbn-swin-large-ohem", ["--data.root", "videos"]))
     assert one.augmentation == two.augmentation and one.augmentation.crop_size == (479, 479)
     assert one.training.max_grad_norm == two.training.max_grad_norm == 0
     for recipe in (one, two):

@@ -45,6 +45,7 @@ EXACT = {  # cases in which one process and two must agree
         ]
     },
     "distilled": {"distilled": True},
+    "class-aware": {"losses": [{"name": "car", "weight": 0.5}]},
     "stream": {"streaming": True},
     "mixed": {"mixed": True},
     "clips": {"clips": True},

@@ -121,6 +121,23 @@ def scan_labels(
     return _joined(split, found)
 
 
+def known_scan(split: LabelledSplit) -> LabelScan | None:
+    """What `scan_labels` has kept of a split; None if a mask is new or has changed. No mask is opened.
+
+    Args:
+        split: with masks.
+    """
+    cache, found = ScanCache(split), []
+    for video in split.videos:
+        for frame in video.frames:
+            path = str(frame.mask_path)
+            line = cache.by_name.get(cache.name(path))
+            if line is None or (line.size, line.mtime_ns) != _stamp(path):
+                return None
+            found.append(line)
+    return _joined(split, found)
+
+
 def _joined(split: LabelledSplit, found: Sequence[MaskCounts | None]) -> LabelScan:
     known = [counts for counts in found if counts is not None]
     return LabelScan(

@@ -18,7 +18,7 @@ from rich.table import Table
 from scipy import sparse
 
 from .labels import IGNORE_INDEX
-from .scan import LabelScan, scan_labels
+from .scan import LabelScan, known_scan, scan_labels
 from .splits import LabelledSplit
 
 
@@ -83,9 +83,7 @@ class LabelStatistics:
             frequent: from this share on, a class belongs to the head.
             rare: below this share, it belongs to the tail.
         """
-        shares = self.videos / max(1, self.num_videos)
-        names = np.select([shares == 0, shares < rare, shares < frequent], ["absent", "tail", "medium"], "head")
-        return names.tolist()
+        return class_groups(self.videos, self.num_videos, frequent, rare)
 
     def class_weights(self, kind: str = "inverse_sqrt") -> np.ndarray:
         """Weights of the classes in a loss, float64 (C,).
@@ -154,6 +152,19 @@ def label_statistics(
 ) -> LabelStatistics:
     """Counts the labels of a split; arguments and errors as `scan_labels`, which keeps what it has counted."""
     return statistics_of(scan_labels(split, on_bad_sample=on_bad_sample, num_workers=num_workers, progress=progress))
+
+
+def known_statistics(split: LabelledSplit) -> LabelStatistics | None:
+    """The statistics of a split that was counted before and has not changed; else None. No mask is opened."""
+    scan = known_scan(split)
+    return None if scan is None else statistics_of(scan)
+
+
+def class_groups(videos: np.ndarray, num_videos: int, frequent: float = FREQUENT, rare: float = RARE) -> list[str]:
+    """The groups of `LabelStatistics.groups`, from the number of videos that hold each class, (C,), and of all."""
+    shares = videos / max(1, num_videos)
+    names = np.select([shares == 0, shares < rare, shares < frequent], ["absent", "tail", "medium"], "head")
+    return names.tolist()
 
 
 def statistics_of(scan: LabelScan) -> LabelStatistics:

@@ -1,4 +1,4 @@
-"""Inference: class scores, segmentation of videos, evaluation, prediction files."""
+"""Inference: class scores, segmentation of videos, evaluation, prediction files, pseudo labels."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate_model as evaluate_model
     from .evaluation import score_predictions as score_predictions
     from .prediction import predict as predict
+    from .pseudo_labels import pseudo_label as pseudo_label
     from .scores import semantic_labels as semantic_labels
     from .scores import semantic_scores as semantic_scores
     from .segmenter import SegmentedFrame as SegmentedFrame
@@ -20,6 +21,7 @@ _HOME = {
     "VideoSegmenter": "segmenter",
     "evaluate_model": "evaluation",
     "predict": "prediction",
+    "pseudo_label": "pseudo_labels",
     "score_predictions": "evaluation",
     "semantic_labels": "scores",
     "semantic_scores": "scores",

@@ -17,11 +17,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vss_hf.data.splits import LabelledSplit
+from vss_hf.data.statistics import LabelStatistics, class_groups
 from vss_hf.data.vspw import read_image, read_mask
 from vss_hf.data.workers import end_with_parent
 from vss_hf.metrics import ConfusionMatrix, VideoConsistency, sum_over_processes
 
 from .batches import runs
+from .class_scores import group_scores
 from .ground_truth import GroundTruth, data_set_name, open_ground_truth, pinned_everywhere
 from .processes import check_same_everywhere, failing_together, is_first, largest, own_share, rank_and_world
 from .segmenter import VideoSegmenter
@@ -74,16 +76,30 @@ class VideoScores:
         truth: what the predictions are compared with; all its videos, counted in this process or not.
         protocol: of the mIoU, `vspw` or `evaluate`.
         vc_protocol: of the video consistency, e.g. `vspw-official`.
+        training: label statistics of the training data, whose head, medium and tail classes are told apart; None:
+            those of the ground truth.
+
+    Raises:
+        ValueError: an unknown protocol, or `training` counts other classes than those that are scored.
     """
 
-    def __init__(self, truth: GroundTruth, protocol: str = "vspw", vc_protocol: str = "vspw-official"):
-        self.truth, self.protocol, self.vc_protocol = truth, protocol, vc_protocol
+    def __init__(
+        self,
+        truth: GroundTruth,
+        protocol: str = "vspw",
+        vc_protocol: str = "vspw-official",
+        training: LabelStatistics | None = None,
+    ):
+        if training is not None:
+            training.check_names(truth.classes.names)
+        self.truth, self.protocol, self.vc_protocol, self.training = truth, protocol, vc_protocol, training
         self.confusion = ConfusionMatrix(truth.classes.num_labels)
         self.confusion.compute(protocol)  # an unknown protocol is an error now, not after hours of frames
         self.consistency = VideoConsistency(protocol=vc_protocol)  # of the open video
         self.video: int | None = None
         num_videos = len(truth.split.videos)
         self.frames = torch.zeros(num_videos, dtype=torch.int64)
+        self.frames_with = torch.zeros(num_videos, truth.classes.num_labels, dtype=torch.int64)  # each class
         self.totals = torch.zeros(num_videos, *self.consistency.totals.shape, dtype=torch.float64)
 
     def add(self, frame: LabelledFrame, prediction: np.ndarray) -> None:
@@ -92,7 +108,9 @@ class VideoScores:
             self.end_video()
             self.video = frame.video
         labels, prediction = self.truth.lookup[frame.values], self.truth.scored_prediction(prediction)
+        before = self.confusion.in_truth
         self.confusion.update(prediction, labels)
+        self.frames_with[frame.video] += self.confusion.in_truth > before
         raw = self.truth.raw_consistency and self.vc_protocol != "paper"
         self.consistency.add_frame(prediction, frame.values if raw else labels)
         self.frames[frame.video] += 1
@@ -110,6 +128,7 @@ class VideoScores:
         self.end_video()
         self.confusion.reduce()
         self.frames, self.totals = sum_over_processes(self.frames), sum_over_processes(self.totals)
+        self.frames_with = sum_over_processes(self.frames_with)
 
     def results(self) -> dict[str, Any]:
         """All numbers with their protocols; see `evaluate_model`."""
@@ -119,18 +138,34 @@ class VideoScores:
         for totals in self.totals:
             consistency.add_totals(totals)
         vc = consistency.compute()
+        videos = int(self.frames.count_nonzero())
+        if self.training is None:
+            counted_on = f"{data_set_name(self.truth.split.root)} {self.truth.split.name}"
+            groups = class_groups((self.frames_with > 0).sum(0).numpy(), videos)
+        else:
+            counted_on, groups = f"{self.training.dataset} {self.training.split}", self.training.groups()
         return {
             "protocol": self.protocol,
             "vc_protocol": self.vc_protocol,
-            "videos": int(self.frames.count_nonzero()),
+            "videos": videos,
             "frames": int(self.frames.sum()),
             **{k: scores[k] for k in ("mean_iou", "frequency_weighted_iou", "pixel_accuracy", "mean_accuracy")},
             "classes_scored": scores["num_classes_scored"],
-            "per_class_iou": dict(zip(self.truth.classes.names, scores["per_class_iou"], strict=True)),
+            **group_scores(scores["per_class_iou"], groups),
+            "per_class_iou": self.by_name(scores["per_class_iou"]),
+            "per_class_accuracy": self.by_name(scores["per_class_accuracy"]),
+            "per_class_pixels": self.by_name(self.confusion.in_truth.tolist()),
+            "per_class_frames": self.by_name(self.frames_with.sum(0).tolist()),
+            "class_groups": self.by_name(groups),
+            "class_groups_of": counted_on,
             "vc8": number_or_none(vc["vc8"]),
             "vc16": number_or_none(vc["vc16"]),
             "vc_clips": vc["clips"],
         }
+
+    def by_name(self, values: Sequence[Any]) -> dict[str, Any]:
+        """One value per class, by the names of the classes."""
+        return dict(zip(self.truth.classes.names, values, strict=True))
 
 
 def evaluate_model(
@@ -142,6 +177,7 @@ def evaluate_model(
     table: str | Path | None = None,
     protocol: str = "vspw",
     vc_protocol: str = "vspw-official",
+    training: LabelStatistics | None = None,
     batch_size: int = 4,
     num_workers: int = 0,
     with_confusion: bool = False,
@@ -162,6 +198,8 @@ def evaluate_model(
             data set's classes that VSPW does not tell apart (`reverse_map`).
         protocol: of the mIoU: `vspw` (classes present in the ground truth) or `evaluate` (classes with union > 0).
         vc_protocol: `vspw-official`, `paper` or `dvis-legacy`.
+        training: label statistics of the training data (`training_statistics`), for the groups head, medium and tail;
+            None: of the videos that are evaluated on.
         batch_size: frames per forward pass of an image model; a batch holds frames of one video. A video model takes
             one at a time, in order.
         num_workers: processes that decode.
@@ -170,11 +208,14 @@ def evaluate_model(
 
     Returns:
         Dictionary for `--json`: protocols, split, dataset, videos, frames, mean_iou, frequency_weighted_iou,
-        pixel_accuracy, mean_accuracy, per_class_iou (name: value or None), vc8, vc16, vc_clips, frames_per_second
-        (preprocessing, model and label map, of all processes together; without decoding and scoring), model,
-        versions, hardware; source and table, where the data set is not simply in VSPW's layout; and tta, score_steps
-        and label_steps, where the segmenter has any (`VideoSegmenter.settings`). `confusion` is
-        the pixels of every pair of classes, a list of rows, one for each true class.
+        pixel_accuracy, mean_accuracy; mean_iou_head, mean_iou_medium, mean_iou_tail, each if a class of the group is
+        scored; per_class_iou and per_class_accuracy (name: value or None), per_class_pixels and per_class_frames of
+        the ground truth, class_groups (name: head, medium, tail, or absent from what was counted) and
+        class_groups_of (what was counted); vc8, vc16, vc_clips, frames_per_second (preprocessing, model and label
+        map, of all processes together; without decoding and scoring), model, versions, hardware; source and table,
+        where the data set is not simply in VSPW's layout; and tta, score_steps and label_steps, where the segmenter
+        has any (`VideoSegmenter.settings`). `confusion` is the pixels of every pair of classes, a list
+        of rows, one for each true class.
 
     Raises:
         ValueError: the split has no masks, the model's classes are not the data set's, or the processes see different
@@ -184,7 +225,7 @@ def evaluate_model(
     root = pinned_everywhere([root]).get(str(root), root)
     with failing_together():
         truth = open_ground_truth(root, split, source, table, segmenter.names)
-        scores = VideoScores(truth, protocol, vc_protocol)
+        scores = VideoScores(truth, protocol, vc_protocol, training)
     reader = FrameReader(truth.split, share_of(truth.split, root))
     seconds = 0.0
     with failing_together():
@@ -236,6 +277,7 @@ def score_predictions(
     table: str | Path | None = None,
     protocol: str = "vspw",
     vc_protocol: str = "vspw-official",
+    training: LabelStatistics | None = None,
     progress: Callable[[Iterator, int], Iterator] | None = None,
 ) -> dict[str, Any]:
     """Score anybody's prediction files. Processes share the videos as in `evaluate_model`.
@@ -245,7 +287,7 @@ def score_predictions(
         root, split, source: as for `evaluate_model`.
         table: as for `evaluate_model`, and "reverse" has to be said: files do not tell whose labels they hold.
         protocol: as for `evaluate_model`.
-        vc_protocol: as for `evaluate_model`.
+        vc_protocol, training: as for `evaluate_model`.
         progress: as for `evaluate_model`.
 
     Returns:
@@ -260,7 +302,7 @@ def score_predictions(
     with failing_together():
         truth = open_ground_truth(root, split, source, table)
         videos = truth.split.videos
-        scores = VideoScores(truth, protocol, vc_protocol)
+        scores = VideoScores(truth, protocol, vc_protocol, training)
         files = [prediction_file(predictions, video.name, record.stem) for video in videos for record in video.frames]
         missing = [path for path in files if not path.is_file()]
         if missing:

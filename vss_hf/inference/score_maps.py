@@ -60,15 +60,13 @@ class ScoreMap(ABC):
             labels[start:stop] = scores.max(dim=1).indices
         return labels
 
-    def labels_and_confidence(self) -> tuple[Tensor, Tensor]:
-        """`labels`, and the share of the scores that the chosen class has: fp32 (height, width), 0..1."""
-        labels = self._empty_labels()
+    def confidence(self, labels: Tensor) -> Tensor:
+        """The share of the scores that given labels (height, width) have: fp32 (height, width), 0..1."""
         confidence = torch.empty(self.size, device=self.device)
         for start, stop, scores in self.blocks():
-            best = scores.max(dim=1)
-            labels[start:stop] = best.indices
-            confidence[start:stop] = best.values / scores.sum(dim=1).clamp(min=1e-12)
-        return labels, confidence
+            chosen = scores.gather(1, labels[start:stop, None].to(self.device, torch.int64))[:, 0]
+            confidence[start:stop] = chosen / scores.sum(dim=1).clamp(min=1e-12)
+        return confidence
 
     def _empty_labels(self) -> Tensor:
         dtype = torch.uint8 if self.num_labels <= 255 else torch.int64

@@ -17,13 +17,14 @@ from vss_hf.video_io import FrameSource, open_source
 from .batches import Batch, prepared_batches
 from .read_ahead import read_ahead
 from .score_maps import ScoreMap, score_maps
-from .scores import semantic_labels, semantic_scores
+from .scores import semantic_labels
 from .steps import LabelStep, ScoreStep, recorded
 from .video_memory import VideoMemory
 from .views import TTA, Views
 
 
 BATCHES_AHEAD = 2
+Labelled = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]  # labels, scores, confidence
 
 
 @dataclass
@@ -36,6 +37,7 @@ class SegmentedFrame:
         image: uint8 (H, W, 3) RGB.
         labels: uint8 (H, W), class of each pixel.
         scores: float32 (num_labels, H, W), probability of each class; None unless asked for.
+        confidence: float32 (H, W), probability of the class in `labels`; None unless asked for.
     """
 
     name: str
@@ -43,6 +45,7 @@ class SegmentedFrame:
     image: np.ndarray
     labels: np.ndarray
     scores: np.ndarray | None = None
+    confidence: np.ndarray | None = None
 
 
 class VideoSegmenter:
@@ -159,7 +162,7 @@ class VideoSegmenter:
         """
         if self.is_video_model and len(frames) > 1:
             return [self.step(frame) for frame in frames]
-        return [labels for labels, _ in self._labels(frames, self._video)]
+        return [labels for labels, *_ in self._labels(frames, self._video)]
 
     def score_maps(self, frames: list[Any], *, normalised: bool = False) -> list[ScoreMap]:
         """The scores of all classes for the next frames of the current video, all of one size; see `label_batch`.
@@ -193,7 +196,7 @@ class VideoSegmenter:
         return (frame.labels for frame in self.segment(frames, batch_size=batch_size))
 
     def segment(
-        self, source: Any, *, batch_size: int = 1, with_scores: bool = False
+        self, source: Any, *, batch_size: int = 1, with_scores: bool = False, with_confidence: bool = False
     ) -> Generator[SegmentedFrame, None, None]:
         """Label one video while it is read. A thread reads and prepares the next frames while the model computes.
 
@@ -208,6 +211,7 @@ class VideoSegmenter:
             batch_size: frames that an image model takes together, at most; frames of different sizes never are. A
                 video model takes one at a time.
             with_scores: also give the probabilities of all classes, num_labels numbers per pixel.
+            with_confidence: also give the probability of the predicted class, one number per pixel.
 
         Returns:
             A generator of the frames, in order. Closing it, or breaking off, ends the reading.
@@ -218,25 +222,28 @@ class VideoSegmenter:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected a number of frames, from 1")
-        return self._segment(open_source(source), 1 if self.is_video_model else batch_size, with_scores)
+        opened, together = open_source(source), 1 if self.is_video_model else batch_size
+        return self._segment(opened, together, with_scores, with_confidence)
 
-    def _segment(self, source: FrameSource, batch_size: int, scores: bool) -> Generator[SegmentedFrame, None, None]:
+    def _segment(
+        self, source: FrameSource, batch_size: int, scores: bool, confidence: bool
+    ) -> Generator[SegmentedFrame, None, None]:
         video = VideoMemory(self.model, self._steps)
         batches = prepared_batches(self, source, batch_size)
         depth = 1 if source.live else BATCHES_AHEAD
         try:
             with closing(read_ahead(batches, depth, newest_only=source.live)) as ahead:
                 for batch in ahead:
-                    yield from self._label(batch, video, scores)
+                    yield from self._label(batch, video, scores, confidence)
         finally:
             self._leave(video)
 
-    def _label(self, batch: Batch, video: VideoMemory, with_scores: bool) -> list[SegmentedFrame]:
+    def _label(self, batch: Batch, video: VideoMemory, scores: bool, confidence: bool) -> list[SegmentedFrame]:
         images = [frame.image for frame in batch.frames]
-        labelled = self._labels(images, video, batch.fetch(), batch.frames[0].name, with_scores)
+        labelled = self._labels(images, video, batch.fetch(), batch.frames[0].name, scores, confidence)
         return [
-            SegmentedFrame(frame.name, frame.time, frame.image, labels, scores)
-            for frame, (labels, scores) in zip(batch.frames, labelled, strict=True)
+            SegmentedFrame(frame.name, frame.time, frame.image, *of_frame)
+            for frame, of_frame in zip(batch.frames, labelled, strict=True)
         ]
 
     # --- what both share
@@ -248,20 +255,17 @@ class VideoSegmenter:
         pixel_values: torch.Tensor | None = None,
         name: str | None = None,
         with_scores: bool = False,
-    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """Labels of the next frames of a video, and their scores where wanted; a video model takes one frame."""
+        with_confidence: bool = False,
+    ) -> list[Labelled]:
+        """Labels of the next frames of a video, and what else is wanted; a video model takes one frame."""
         size = size_of(frames[0])
         with torch.inference_mode(), self.explaining_memory(len(frames), size):
-            if self.tta is not None or self._steps:
-                maps = self._maps(frames, video, pixel_values, name)
-                return [self._finished(*pair, with_scores) for pair in zip(frames, maps, strict=True)]
-            # All frames at once, which on a GPU is waited for once.
-            outputs = self._outputs(frames, video, pixel_values, name)
-            scores: Any = [None] * len(frames)
-            labels = semantic_labels(self.model, outputs, size).cpu().numpy()
-            if with_scores:
-                scores = semantic_scores(self.model, outputs, size).cpu().numpy()
-            return list(zip(labels, scores, strict=True))
+            if self.tta is None and not self._steps and not with_scores and not with_confidence:
+                # All frames at once, which on a GPU is waited for once.
+                outputs = self._outputs(frames, video, pixel_values, name)
+                return [(labels, None, None) for labels in semantic_labels(self.model, outputs, size).cpu().numpy()]
+            maps = self._maps(frames, video, pixel_values, name)
+            return [self._finished(*pair, with_scores, with_confidence) for pair in zip(frames, maps, strict=True)]
 
     def _maps(
         self,
@@ -294,16 +298,18 @@ class VideoSegmenter:
             scores = step(as_image(frame), scores)
         return scores
 
-    def _finished(self, frame: Any, scores: ScoreMap, with_scores: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """The frame's labels after all steps, and where wanted the scores that they were made of, summing to 1."""
+    def _finished(self, frame: Any, scores: ScoreMap, with_scores: bool, with_confidence: bool) -> Labelled:
+        """The frame's labels after all steps, and where wanted what the scores say, summing to 1."""
         scores = self._after_steps(frame, scores)
         labels = scores.labels().cpu().numpy()
         for step in self.label_steps:
             labels = step(as_image(frame), labels, scores)
-        if not with_scores:
-            return labels, None
-        dense = scores.dense()
-        return labels, dense.div_(dense.sum(dim=0).clamp(min=1e-12)).cpu().numpy()
+        dense = scores.dense() if with_scores else None
+        return (
+            labels,
+            None if dense is None else dense.div_(dense.sum(dim=0).clamp(min=1e-12)).cpu().numpy(),
+            scores.confidence(torch.from_numpy(labels)).cpu().numpy() if with_confidence else None,
+        )
 
     @property
     def _steps(self) -> list[ScoreStep | LabelStep]:
@@ -386,4 +392,6 @@ def load_processor(source: str | Path, **settings: Any) -> Any:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out; torch has a class of its own for GPUs only."""
     words = ("can't allocate memory", "not enough memory", "bad_alloc")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
+    # oneDNN without memory for a convolution's code; where it has no such convolution, it says more.
+    no_code = str(error) == "could not create a primitive"
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or no_code or any(w in str(error) for w in words)

@@ -60,6 +60,11 @@ class ConfusionMatrix:
         """Labelled pixels per true class that were predicted as `ignore_index`, int64 (num_labels,)."""
         return self._state[:, self.num_labels]
 
+    @property
+    def in_truth(self) -> torch.Tensor:
+        """Labelled pixels per true class, int64 (num_labels,)."""
+        return self._state.sum(1)
+
     def __repr__(self) -> str:
         pixels = int(self._state.sum())
         return f"ConfusionMatrix(num_labels={self.num_labels}, ignore_index={self.ignore_index}, {pixels} pixels)"

@@ -1,0 +1,135 @@
+"""The table of docs/recipes.md: every row of the papers' tables of results, and the recipe that trains it.
+
+    python benchmarks/recipe_table.py                              # print it
+    python benchmarks/recipe_table.py --markdown docs/recipes.md   # rewrite it there
+
+Rows with a recipe are what the recipes' sections `paper` say. All figures are the papers'; nothing is measured here.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.markdown_tables import write_between  # noqa: E402
+from vss_hf.training.papers import PAPERS, TableRow  # noqa: E402
+from vss_hf.training.recipe_files import paper_of, shipped_recipes  # noqa: E402
+
+
+PAGE = ROOT / "docs/recipes.md"
+MARKS = ("<!-- recipes: begin (benchmarks/recipe_table.py --markdown) -->", "<!-- recipes: end -->")
+# Rows that differ from another row at inference only -> what they need.
+INFERENCE = {
+    "betterthing": [
+        (TableRow(1, 6, "Swin-L, 480*853, COCO, +flip", 57.26), "`swin-large-480-coco`; flips at test"),
+        (TableRow(1, 7, "Swin-L, 480*853, COCO, +flip, +multi scale", 57.89), "the same; scales 0.5, 1.0, 1.5"),
+        (
+            TableRow(3, 1, "Swin-L (table 1, row 4) + Volo (table 2, row 5)", test=55.10),
+            "`swin-large-480`, `volo-d5-unet-480-average`; the mean of two models' probabilities",
+        ),
+        (
+            TableRow(3, 2, "+ test time augmentation", test=56.78),
+            "the same; flips of both, scales 0.5, 1.0, 1.5 of Swin",
+        ),
+        (
+            TableRow(3, 3, "Swin-L (COCO finetune) + Volo (ADE20k+Cityscapes finetune) + TTA", test=57.83),
+            "`swin-large-480-coco`, `volo-d5-unet-480-ade20k-cityscapes`; the same",
+        ),
+        (TableRow(3, 4, "+ gamma set to 0.56", test=58.06), "the same, Swin with weight 0.56, VOLO with 0.44"),
+    ],
+    "ustc": [
+        (
+            TableRow(3, 1, "Best Single Model", 57.26, 53.99),
+            "to know which it is; flips and several scales on one of the MaskFormers",
+        ),
+        (TableRow(3, 2, "P_S", 58.01, 55.10), "three MaskFormers of unknown settings; the mean of their scores"),
+        (TableRow(3, 3, "P_S + P_W * 1.4", 58.50, 55.16), "the same, and the mean of eight others with weight 1.4"),
+        (TableRow(3, 4, "P_S + P_W * 1.4 + P_A * 1.0", 61.10, 55.48), "the same, and the mean of six Swins"),
+    ],
+    "pvuw2023": [
+        (
+            TableRow(3, 1, "Swin-L + ConvNeXt-XL + InternImage-XL, multi-scale & flip & ensemble", test=52.56),
+            "`swin-large`, `convnext-xlarge`, `internimage-xl`; flips, six scales from 0.5 to 1.75, a sum of models",
+        ),
+        (
+            TableRow(3, 2, "InternImage-H + InternImage-H*, ensemble", test=60.12),
+            "`internimage-h`, `mask2former-internimage-h`; a sum of models",
+        ),
+        (
+            TableRow(3, 3, "InternImage-H*# + InternImage-H, ensemble", test=58.53),
+            "`mask2former-internimage-h-coco`, `internimage-h`; a sum of models",
+        ),
+        (
+            TableRow(3, 4, "InternImage-H*#, multi-scale & flip", test=62.60),
+            "`mask2former-internimage-h-coco`; flips, six scales from 0.5 to 1.75",
+        ),
+        (
+            TableRow(3, 5, "InternImage-H*#, (0.5,0.75,1.0) & flip", test=62.62),
+            "`mask2former-internimage-h-coco`; flips, scales 0.5, 0.75, 1.0",
+        ),
+        (TableRow(4, 1, "none", test=63.37), "`mask2former-internimage-h-coco` as it is; the final test set"),
+        (TableRow(4, 2, "CascadePSP", test=63.65), "the same; refinement by CascadePSP"),
+        (TableRow(4, 3, "none", test=64.09), "`mask2former-internimage-h-coco`; flips, scales 0.5, 0.75, 1.0"),
+        (TableRow(4, 4, "SSA", test=64.11), "the same; voting in the masks of SAM (SSA)"),
+    ],
+}
+
+
+def table() -> list[str]:
+    """The lines of the page between its marks: a heading and a table for each paper."""
+    columns = ["table, row", "setting", "paper's val", "paper's test", "recipe", "uncertain"]
+    lines = []
+    for key, paper in PAPERS.items():
+        title = f"[{paper.title}]({paper.link})" if paper.link else paper.title
+        lines += ["", f"### `{key}/`", "", f"{title}. {paper.place}.", ""]
+        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows_of(key)]
+    return lines[1:]
+
+
+def rows_of(key: str) -> list[str]:
+    """The lines of a paper's rows in its order, and after them what is only on the way to one of them."""
+    rows = [(row, "inference: not yet", f"needs {needs}") for row, needs in INFERENCE.get(key, [])]
+    others = []
+    for name in shipped_recipes():
+        paper = paper_of(name)
+        if paper is None or paper.name != key:
+            continue
+        uncertain = "; ".join(paper.uncertain)
+        rows += [(row, f"`{name}`", uncertain) for row in paper.rows]
+        if not paper.rows:
+            others.append(markdown_row("–", "a step towards other rows", "–", "–", f"`{name}`", uncertain))
+    rows.sort(key=lambda entry: (entry[0].table, entry[0].row))
+    return [
+        *(
+            markdown_row(f"{row.table}, {row.row}", row.setting, shown(row.val), shown(row.test), recipe, note)
+            for row, recipe, note in rows
+        ),
+        *others,
+    ]
+
+
+def markdown_row(*cells: str) -> str:
+    """One line of a table."""
+    return f"| {' | '.join(cell.replace('|', '/').replace('*', chr(92) + '*') for cell in cells)} |"
+
+
+def shown(value: float | None) -> str:
+    """A percentage, or a dash."""
+    return "–" if value is None else f"{value:.2f}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="rewrite the table in this file")
+    options = parser.parse_args()
+    if options.markdown:
+        write_between(MARKS, table(), options.markdown)
+    else:
+        print("\n".join(table()))
+
+
+if __name__ == "__main__":
+    main()
