@@ -47,7 +47,7 @@ def _source_coordinates(in_size: int, out_size: int, align_corners: bool, like: 
     return ((position + 0.5) * scale - 0.5).clamp(0, in_size - 1)
 
 
-def _bilinear_weights(in_size: int, out_size: int, align_corners: bool, like: Tensor) -> Tensor:
+def bilinear_weights(in_size: int, out_size: int, align_corners: bool, like: Tensor) -> Tensor:
     """Interpolation along one axis as a matrix (out_size, in_size), in the convention of `F.interpolate`.
 
     Linear interpolation weighs an input by 1 minus its distance, down to 0: at most two inputs per output count.
@@ -83,8 +83,8 @@ class UpsampledRows:
     def __init__(self, image: Tensor, size: tuple[int, int], align_corners: bool = False):
         in_height, _, in_width = image.shape
         self.image = image
-        self.wy = _bilinear_weights(in_height, size[0], align_corners, image)  # (H, h)
-        self.wx = _bilinear_weights(in_width, size[1], align_corners, image)  # (W, w)
+        self.wy = bilinear_weights(in_height, size[0], align_corners, image)  # (H, h)
+        self.wx = bilinear_weights(in_width, size[1], align_corners, image)  # (W, w)
         # On the CPU, so that choosing the source rows of a block does not wait for the device.
         like = torch.empty(0, dtype=image.dtype)
         self.source = _source_coordinates(in_height, size[0], align_corners, like).tolist()

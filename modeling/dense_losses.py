@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .dense import (
-    _bilinear_weights,
     _Block,
     _checked_labels,
     _refuse_second_derivative,
     _upsampled_blocks,
+    bilinear_weights,
     full_precision,
     rows_first,
 )
@@ -255,7 +255,7 @@ def _interpolation(logits: Tensor, labels: Tensor, align_corners: bool) -> tuple
     """The matrices (H, h) and (W, w) of bilinear interpolation."""
     like = torch.empty(0, dtype=_dtype(logits), device=logits.device)
     height, width = (
-        _bilinear_weights(logits.shape[axis], labels.shape[axis - 1], align_corners, like) for axis in (2, 3)
+        bilinear_weights(logits.shape[axis], labels.shape[axis - 1], align_corners, like) for axis in (2, 3)
     )
     return height, width
 

@@ -88,7 +88,7 @@ def test_cross_entropy_equals_interpolate_then_cross_entropy(shape, size, align_
 def test_bilinear_weights_follow_torch(in_size, out_size, align_corners):
     identity = torch.eye(in_size)[:, None, :, None]  # every input position as one image (in_size, 1, in_size, 1)
     expected = interpolate(identity, (out_size, 1), align_corners)[:, 0, :, 0].t()
-    weights = dense._bilinear_weights(in_size, out_size, align_corners, identity)
+    weights = dense.bilinear_weights(in_size, out_size, align_corners, identity)
     # Both round the coordinate (up to in_size) in float32
     torch.testing.assert_close(weights, expected, rtol=0, atol=2 * in_size * torch.finfo(torch.float32).eps)
 

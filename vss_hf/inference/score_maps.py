@@ -10,15 +10,25 @@ for. A map holds what is small: logits or mask logits as the model gave them.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vss_hf.modeling.dense import UpsampledRows, block_rows, full_precision, rows_first
+from vss_hf.modeling.dense import block_rows, full_precision, upsampled_argmax
+from vss_hf.modeling.dense_masks import upsampled_mask_argmax
 
+from .interpolation import Cells, Interpolation, bilinear
 from .scores import align_corners, is_mask_classification
+
+
+# Labels of a frame are made pixel by pixel if at most num_labels / (num_labels + this) of them need the scores, else
+# row by row: what a single pixel costs beside its scores is as much as this many scores.
+PIXEL_COST = 60
+# Of so many parts of a frame's pixels one is made at a time: each holds num_labels scores a pixel, a few times.
+UNSURE_PARTS = 16
+ROUNDING = 1e-5  # scores of one pixel computed in two ways differ less
 
 
 class ScoreMap(ABC):
@@ -53,12 +63,49 @@ class ScoreMap(ABC):
                 scores = rows(start, stop)
             yield start, stop, scores
 
+    def sure_labels(self) -> Tensor | None:
+        """The class (height, width) that certainly has the highest score, found without the scores, and -1 where that
+        would need them; None: nothing is known without scores."""
+        return None
+
+    def at(self, pixels: Tensor) -> Tensor:
+        """Scores of some pixels: (P, num_labels), as `rows` gives them. Maps with `sure_labels` have it.
+
+        Args:
+            pixels: int64 (P,), row * width + column of each.
+        """
+        raise NotImplementedError
+
+    def ranking(self, start: int, stop: int) -> Tensor:
+        """As `rows`, but any numbers that rank the classes as the scores do, for maps where such cost less."""
+        return self.rows(start, stop)
+
+    def ranking_at(self, pixels: Tensor) -> Tensor:
+        """As `at`, in the way of `ranking`."""
+        return self.at(pixels)
+
     def labels(self) -> Tensor:
         """(height, width), uint8 (int64 for more than 255 classes): the highest score; the first class wins a tie."""
+        # Not on a GPU: how many pixels are left would have to be waited for, and blocks are fast there.
+        sure = self.sure_labels() if self.device.type == "cpu" else None
+        if sure is not None:
+            unsure = torch.nonzero(sure.flatten() < 0)[:, 0]
+            if len(unsure) <= sure.numel() * self.num_labels / (self.num_labels + PIXEL_COST):
+                return self._completed(sure, unsure)
         labels = self._empty_labels()
-        for start, stop, scores in self.blocks():
-            labels[start:stop] = scores.max(dim=1).indices
+        for start, stop, ranking in self._blocks(self.ranking):
+            labels[start:stop] = ranking.max(dim=1).indices
         return labels
+
+    def _completed(self, sure: Tensor, unsure: Tensor) -> Tensor:
+        """The labels, of which all but those of some pixels are known."""
+        labels = sure.to(self._empty_labels().dtype).flatten()
+        number = max(1, labels.numel() // UNSURE_PARTS)
+        for start in range(0, len(unsure), number):
+            pixels = unsure[start : start + number]
+            with torch.no_grad():
+                labels[pixels] = self.ranking_at(pixels).max(dim=1).indices.to(labels.dtype)
+        return labels.view(self.size)
 
     def confidence(self, labels: Tensor) -> Tensor:
         """The share of the scores that given labels (height, width) have: fp32 (height, width), 0..1."""
@@ -78,29 +125,6 @@ class ScoreMap(ABC):
         for start, stop, block in self.blocks():
             scores[:, start:stop] = block.transpose(0, 1)
         return scores
-
-
-class Interpolation:
-    """Bilinear interpolation in several steps as one, wy @ image @ wx^T, of which any rows can be had.
-
-    Args:
-        wy: (H, h) on the CPU, fp32 or fp64: what the image's rows count in each row of the result; no row is all 0.
-        wx: (W, w) on the CPU, of the columns.
-        device: of the images.
-    """
-
-    def __init__(self, wy: Tensor, wx: Tensor, device: torch.device):
-        used = (wy != 0).int()
-        self.first = used.argmax(dim=1).tolist()  # on the CPU: choosing a block's rows does not wait for the device
-        self.last = (used.shape[1] - used.flip(1).argmax(dim=1)).tolist()
-        self.size = (len(wy), len(wx))
-        self.wy, self.wx = wy.to(device), wx.to(device)
-
-    def rows(self, image: Tensor, start: int, stop: int) -> Tensor:
-        """Rows start..stop-1 of the result (stop - start, C, W), free to be overwritten, of an image (h, C, w)."""
-        span = slice(min(self.first[start:stop]), max(self.last[start:stop]))
-        wide = image[span].to(self.wx.dtype) @ self.wx.t()  # (span, C, W)
-        return (self.wy[start:stop, span] @ wide.flatten(1)).view(stop - start, *wide.shape[1:])
 
 
 class LogitScores(ScoreMap):
@@ -123,14 +147,25 @@ class LogitScores(ScoreMap):
         interpolation: Interpolation | None = None,
     ):
         super().__init__(len(logits), size, logits.device)
-        self.resampled = resampled_rows(logits, size, align_corners, mirrored, interpolation)
+        self.image = rows_first(logits, mirrored)  # (h, K, w)
+        self.interpolation = interpolation or bilinear_of(logits, size, align_corners)
 
-    def logits(self, start: int, stop: int) -> Tensor:
+    def ranking(self, start: int, stop: int) -> Tensor:
         """The logits of some rows: (stop - start, num_labels, width), fp32 or fp64, free to be overwritten."""
-        return self.resampled(start, stop)
+        return self.interpolation.rows(self.image, start, stop)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        return self.logits(start, stop).softmax(dim=1)
+        return self.ranking(start, stop).softmax(dim=1)
+
+    def sure_labels(self) -> Tensor:
+        return self.interpolation.agreed(self.image.max(dim=1).indices)
+
+    def ranking_at(self, pixels: Tensor) -> Tensor:
+        """The logits of some pixels: (P, num_labels), fp32 or fp64, free to be overwritten."""
+        return self.interpolation.at(self.image, pixels)
+
+    def at(self, pixels: Tensor) -> Tensor:
+        return self.ranking_at(pixels).softmax(dim=1)
 
 
 class MaskScores(ScoreMap):
@@ -157,33 +192,67 @@ class MaskScores(ScoreMap):
     ):
         super().__init__(class_logits.shape[-1] - 1, size, mask_logits.device)
         self.classes = class_logits.detach().float().softmax(dim=-1)[:, :-1].t()  # (K, Q)
-        masks = mask_logits.float() if interpolation is None else mask_logits
-        self.resampled = resampled_rows(masks, size, False, mirrored, interpolation)
+        self.masks = rows_first(mask_logits, mirrored)  # (h, Q, w)
+        self.interpolation = interpolation or bilinear_of(mask_logits, size, align_corners=False)
         self.normalised = normalised
 
     def rows(self, start: int, stop: int) -> Tensor:
-        masks = self.resampled(start, stop).float().sigmoid_()  # (rows, Q, W)
+        masks = self.interpolation.rows(self.masks, start, stop).float().sigmoid_()  # (rows, Q, W)
         scores = self.classes @ masks  # (rows, K, W)
-        return normalised_rows(scores) if self.normalised else scores
+        return normalised_scores(scores) if self.normalised else scores
+
+    def at(self, pixels: Tensor) -> Tensor:
+        masks = self.interpolation.at(self.masks, pixels).float().sigmoid_()  # (P, Q)
+        scores = masks @ self.classes.t()  # (P, K)
+        return normalised_scores(scores) if self.normalised else scores
+
+    def sure_labels(self) -> Tensor:
+        """A class is sure where its score with each mask at its lowest in the pixel's support is more than that of any
+        other class with each mask at its highest."""
+        vertical, horizontal = self.interpolation.cells
+        labels = torch.empty((len(vertical.index), len(horizontal.index)), dtype=torch.int64)
+        number = block_rows(2 * (self.num_labels + len(self.masks[0])), labels.shape[1], self.classes)
+        for rows in torch.arange(len(labels)).split(number):
+            lowest, highest = (
+                self.classes @ extreme_masks(self.masks, vertical.index[rows], horizontal, extreme).sigmoid_()
+                for extreme in (torch.minimum, torch.maximum)
+            )  # (rows, K, columns)
+            best = lowest.max(dim=1, keepdim=True)
+            others = highest.scatter_(1, best.indices, 0).amax(dim=1)
+            found, score = best.indices[:, 0], best.values[:, 0]
+            labels[rows] = torch.where(score > others + ROUNDING * (1 + score), found, -1)
+        return labels[vertical.of_pixel][:, horizontal.of_pixel]
 
 
-def resampled_rows(
-    image: Tensor,
-    size: tuple[int, int],
-    align_corners: bool,
-    mirrored: bool,
-    interpolation: Interpolation | None,
-) -> Callable[[int, int], Tensor]:
-    """What gives rows (stop - start, C, width) of an image (C, h, w), resized to `size`; see `LogitScores`."""
-    if interpolation is not None:
-        # Not in fp32 as below: of many views half-precision logits take half the memory, and blocks are converted.
-        return partial(interpolation.rows, image.detach().transpose(0, 1).contiguous())
-    upsampled = UpsampledRows(rows_first(image.flip(-1) if mirrored else image), size, align_corners)
-    return lambda start, stop: upsampled.block(start, stop).logits
+def extreme_masks(masks: Tensor, rows: Tensor, horizontal: Cells, extreme: Callable[..., Tensor]) -> Tensor:
+    """The lowest or highest mask logits, fp32 (M, Q, columns), of each cell's support.
+
+    Args:
+        masks: (h, Q, w).
+        rows: int64 (M, n), the supports of some cells along the rows.
+        horizontal: the cells along the columns.
+        extreme: torch.minimum or torch.maximum.
+    """
+    of_rows = reduce(extreme, (masks[row] for row in rows.unbind(dim=1)))  # (M, Q, w)
+    columns = horizontal.index.unbind(dim=1)
+    return reduce(extreme, (of_rows.index_select(2, column) for column in columns)).float()
 
 
-def normalised_rows(scores: Tensor) -> Tensor:
-    """Scores (rows, num_labels, width), at least 0, made to sum to 1 over the classes."""
+def rows_first(image: Tensor, mirrored: bool) -> Tensor:
+    """(C, h, w) as (h, C, w), contiguous. It keeps its type: of many views half-precision logits take half the memory,
+    and what is computed of them is converted."""
+    image = image.detach()
+    return (image.flip(-1) if mirrored else image).transpose(0, 1).contiguous()
+
+
+def bilinear_of(image: Tensor, size: tuple[int, int], align_corners: bool) -> Interpolation:
+    """The interpolation of an image (C, h, w) to `size`."""
+    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+    return bilinear((image.shape[1], image.shape[2]), size, align_corners, dtype, image.device)
+
+
+def normalised_scores(scores: Tensor) -> Tensor:
+    """Scores (n, num_labels, ...), at least 0, made to sum to 1 over the classes."""
     return scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
 
@@ -214,6 +283,23 @@ class WeightedScores(ScoreMap):
             total.add_(one.rows(start, stop).to(total.device), alpha=weight)
         return total
 
+    def sure_labels(self) -> Tensor | None:
+        return agreeing([one for weight, one in self.members if weight])
+
+    def at(self, pixels: Tensor) -> Tensor:
+        return sum(one.at(pixels) * weight for weight, one in self.members if weight)
+
+
+def agreeing(maps: Sequence[ScoreMap]) -> Tensor | None:
+    """`sure_labels` where all maps have the same: it is the class of the highest sum with weights above 0, too."""
+    agreed: Tensor | None = None
+    for one in maps:
+        sure = one.sure_labels()
+        if sure is None:
+            return None
+        agreed = sure if agreed is None else torch.where(agreed == sure, agreed, -1)
+    return agreed
+
 
 class DenseScores(ScoreMap):
     """Scores that are there as a tensor.
@@ -228,6 +314,26 @@ class DenseScores(ScoreMap):
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.scores[:, start:stop].transpose(0, 1).float()
+
+
+def semantic_labels(model: Any, outputs: Any, size: tuple[int, int]) -> Tensor:
+    """The most probable class of every pixel, without holding all scores at full size.
+
+    Args:
+        model: as for `semantic_scores`.
+        outputs: as for `semantic_scores`.
+        size: (height, width) wanted, in pixels.
+
+    Returns:
+        (batch, height, width), uint8 (int64 for more than 255 classes); equal to `semantic_scores(...).argmax(1)`.
+    """
+    of_masks = is_mask_classification(model, outputs)
+    maps = outputs.masks_queries_logits if of_masks else outputs.logits
+    if maps.device.type == "cpu" and len(maps):
+        return torch.stack([scores.labels() for scores in score_maps(model, outputs, size)])
+    if of_masks:  # of the whole batch, which is waited for once
+        return upsampled_mask_argmax(outputs.class_queries_logits, outputs.masks_queries_logits, size)
+    return upsampled_argmax(outputs.logits, size, align_corners=align_corners(model))
 
 
 def score_maps(

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .score_maps import Interpolation, MaskScores, ScoreMap, normalised_rows
+from .interpolation import Interpolation
+from .score_maps import MaskScores, ScoreMap, normalised_scores
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -152,7 +153,7 @@ class WindowedMasks(ScoreMap):
                 first, last = top - window.rows.start, bottom - window.rows.start
                 here = scores.rows(first, last) * window.share[first:last]
                 total[top - start : bottom - start, :, window.columns] += here
-        return normalised_rows(total) if self.normalised else total
+        return normalised_scores(total) if self.normalised else total
 
 
 class Placement:

@@ -7,10 +7,10 @@ Views go through the model one after the other, and what is kept of each are its
 `MeanOfViews` for how much that can become.
 """
 
-import dataclasses
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from torchvision.transforms.v2 import functional as transforms
 from transformers.image_processing_backends import TorchvisionBackend
 
 from vss_hf.data.transforms import resize_frames
-from vss_hf.fields import known_or_raise, of_type, shown
+from vss_hf.fields import known_or_raise, of_type, settings_from, shown
 
-from .score_maps import LogitScores, MaskScores, ScoreMap
+from .score_maps import LogitScores, MaskScores, ScoreMap, agreeing
 from .scores import align_corners, is_mask_classification
 from .sliding import Axis, Placement, WindowedMasks, crops, mosaic
 from .video_memory import VideoMemory
@@ -130,16 +130,9 @@ def parse_tta(given: Any, place: str = "tta") -> TTA:
     if not isinstance(given, dict):
         known_or_raise(given, list(NAMED), f"{place}: there is no setting")
         return NAMED[given]
-    hints = {field.name: field.type for field in dataclasses.fields(TTA)}
-    for key in given:
-        known_or_raise(key, list(hints), f"{place} has no field")
-    fields = {key: of_type(value, hints[key], f"{place}.{key}") for key, value in given.items()}
-    for scale in fields.get("scales", ()):
+    for scale in given["scales"] if isinstance(given.get("scales"), list) else ():
         of_type(scale, float, f"{place}.scales")
-    try:
-        return TTA(**fields)
-    except ValueError as error:
-        raise ValueError(f"{place}.{error}") from None
+    return settings_from(TTA, given, place)
 
 
 class MeanOfViews(ScoreMap):
@@ -186,13 +179,23 @@ class MeanOfViews(ScoreMap):
     def _sum(self, start: int, stop: int) -> Tensor:
         total = None if self.total is None else self.total[start:stop].clone()
         for view in self.kept:  # whose rows are free to be overwritten: they were upsampled right now
-            part = view.logits(start, stop) if self.of_logits else view.rows(start, stop)
+            part = view.ranking(start, stop) if self.of_logits else view.rows(start, stop)
             total = part if total is None else total.add_(part)
         assert total is not None
         return total
 
     def rows(self, start: int, stop: int) -> Tensor:
         mean = self._sum(start, stop).div_(self.views)
+        return mean.softmax(dim=1) if self.of_logits else mean
+
+    def sure_labels(self) -> Tensor | None:
+        if self.total is not None:
+            return None
+        return agreeing(self.kept)
+
+    def at(self, pixels: Tensor) -> Tensor:
+        parts = (view.ranking_at(pixels) if self.of_logits else view.at(pixels) for view in self.kept)
+        mean = reduce(torch.Tensor.add_, parts).div_(self.views)
         return mean.softmax(dim=1) if self.of_logits else mean
 
 
