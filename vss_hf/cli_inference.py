@@ -22,7 +22,9 @@ TestTimeAugmentation = Annotated[
 Refine = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="KIND:FOLDER", help="Refine labels with cascade-psp:FOLDER or ssa:FOLDER; may be repeated, in order."
+        metavar="KIND:FOLDER",
+        help="Refine labels with cascade-psp:FOLDER or ssa:FOLDER, or with settings, cascade-psp:{model: FOLDER, "
+        "global_only: true}, ssa:{model: FOLDER, vote: probability}; may be repeated, in order.",
     ),
 ]
 Smooth = Annotated[
@@ -54,9 +56,9 @@ def open_segmenter(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     views = None if tta is None else parse_tta(read_value(tta, "--tta"), "--tta")
     steps = []
-    for kind, folder in [refiner_of(word) for word in refine or []]:
+    for kind, value in [refiner_of(word) for word in refine or []]:
         parse = import_module(f"vss_hf.inference.{REFINERS[kind]}").parse
-        steps += as_list(parse(folder, place, f"--refine {kind}"))
+        steps += as_list(parse(read_value(value, f"--refine {kind}"), place, f"--refine {kind}"))
     if smooth is not None:  # last: a filter of labels sees the refined ones
         parse = import_module("vss_hf.inference.smoothing").parse
         steps += as_list(parse(read_value(smooth, "--smooth"), place, "--smooth"))
@@ -77,12 +79,12 @@ def read_value(text: str, option: str) -> Any:
 
 
 def refiner_of(word: str) -> tuple[str, str]:
-    """Kind and folder of KIND:FOLDER."""
-    kind, _, folder = word.partition(":")
+    """Kind and what stands after the colon: a folder, a Hub id, or the fields of JSON or YAML."""
+    kind, _, value = word.partition(":")
     known_or_raise(kind, list(REFINERS), f"--refine {word}: there is no refiner")
-    if not folder:
+    if not value:
         raise ValueError(f"--refine {word}: expected {kind}:FOLDER")
-    return kind, folder
+    return kind, value
 
 
 def as_list(steps: Any) -> list[Any]:
