@@ -20,7 +20,10 @@ LINKS = ("modeling", "training", "hub_cards")
 
 # Where files lie -> what they may import beside the standard library; "vss_hf.x" allows vss_hf.x and everything below.
 # The first row that fits a file counts. A file's own room is reached with single-dot imports only.
-CLI = ["cli", "cli_data", "cli_pseudo_label", "cli_common", "cli_inference"]
+CLI = [
+    *["cli", "cli_data", "cli_ensemble", "cli_evaluate", "cli_pseudo_label", "cli_common", "cli_inference"],
+    *["cli_submission"],
+]
 LAW = [
     ("modeling/dcnv3_triton.py", ["torch", "triton"]),
     (

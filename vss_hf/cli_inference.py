@@ -9,6 +9,8 @@ from vss_hf.fields import known_or_raise
 
 
 if TYPE_CHECKING:
+    import torch
+
     from vss_hf.inference import VideoSegmenter
 
 TestTimeAugmentation = Annotated[
@@ -48,12 +50,10 @@ def open_segmenter(
         ValueError: an option names what does not exist, or has a value outside its range; and as
             `VideoSegmenter.from_pretrained`.
     """
-    import torch
-
     from vss_hf.inference import VideoSegmenter
     from vss_hf.inference.views import parse_tta
 
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = device_of(device)
     views = None if tta is None else parse_tta(read_value(tta, "--tta"), "--tta")
     steps = []
     for kind, value in [refiner_of(word) for word in refine or []]:
@@ -69,6 +69,23 @@ def open_segmenter(
         score_steps=[step for step in steps if step.changes == "scores"],
         label_steps=[step for step in steps if step.changes == "labels"],
     )
+
+
+def device_of(name: str | None) -> "torch.device":
+    """The device of `--device`, or a GPU if there is one.
+
+    Raises:
+        ValueError: torch knows no such device, or this machine has none.
+    """
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter: torch was built without it
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device {name}: expected cpu, cuda, cuda:1, ... that is there; torch: {reason}") from error
 
 
 def read_value(text: str, option: str) -> Any:

@@ -77,6 +77,9 @@ def test_weighted_sum_of_several_kinds():
         WeightedScores([members[0], (1.0, LogitScores(logits[0], (33, 48)))])
     with pytest.raises(ValueError, match="expected one map at least"):
         WeightedScores([])
+    for weight in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="weight of .*: expected 0 or more"):
+            WeightedScores([members[0], (weight, members[1][1])])
 
 
 def test_never_holds_all_classes_at_full_size():

@@ -212,6 +212,8 @@ def test_options(folder, root, tmp_path, kinds, capsys):
         (["--tta", "{scales: ["], "--tta is not valid YAML"),
         (["--refine", "cascadepsp:folder"], "there is no refiner 'cascadepsp'; did you mean 'cascade-psp'?"),
         (["--refine", "ssa"], "--refine ssa: expected ssa:FOLDER"),
+        (["--device", "gpu"], "--device gpu: expected cpu, cuda, cuda:1, ... that is there; torch: Expected one of"),
+        (["--device", "cuda:1x"], "--device cuda:1x: expected cpu, cuda, cuda:1, ... that is there; torch: Invalid"),
     ],
 )
 def test_options_that_cannot_be(root, tmp_path, capsys, words, message):

@@ -70,6 +70,19 @@ def test_masks(shape, size, normalised, certain):
     assert share > (0.25 if shape == (13, 17) and certain > 1 else 0)
 
 
+@torch.no_grad()
+def test_autocast_does_not_round_scores():
+    """124 classes by 50 masks: so many pixels are sure that the others are made one by one."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.randn(50, 125, generator=generator) * 3
+    masks = F.interpolate(torch.randn(1, 50, 3, 3, generator=generator), (24, 24), mode="bicubic")[0] * 6
+    scores = MaskScores(classes, masks, (97, 97))
+    wanted, sure = scores.labels(), scores.sure_labels()
+    assert 0.5 < (sure >= 0).double().mean() < 0.9
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(scores.labels(), wanted)
+
+
 def test_most_pixels_are_made_without_rows(monkeypatch):
     scores = LogitScores(regions((20, 30), number=124), (80, 120))
     plain = scores.dense().argmax(0)
@@ -79,7 +92,8 @@ def test_most_pixels_are_made_without_rows(monkeypatch):
     monkeypatch.setattr(LogitScores, "ranking_at", lambda self, pixels: asked.append(pixels) or at(self, pixels))
     assert torch.equal(scores.labels().long(), plain)
     assert 0 < sum(map(len, asked)) < 0.5 * plain.numel()
-    assert len(asked) > 3  # in parts
+    assert len(asked) > 3  # in parts, each of which needs a few rows of the logits
+    assert max(int(pixels[-1] - pixels[0]) for pixels in asked) < plain.numel() / 15
 
 
 def test_where_most_pixels_are_unsure_rows_are_taken(monkeypatch):

@@ -17,7 +17,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from vss_hf import VideoSegmenter
 from vss_hf.inference.score_maps import LogitScores
-from vss_hf.inference.sliding import window_starts
+from vss_hf.inference.sliding import Axis, Placement, WindowedMasks, window_starts
 from vss_hf.inference.views import NAMED, TTA, MeanOfViews, parse_tta
 from vss_hf.modeling import dense
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
@@ -185,6 +185,17 @@ def test_windows_of_resized_masks_cover_the_frame_evenly(dtype):
     torch.testing.assert_close(scores, wanted, atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_windows_beside_all_pixels_of_a_small_frame():
+    """A frame of 10 pixels whose view has 512: most windows of 32 hold none of the pixels that the frame takes."""
+    axis = Axis.of(512, 32, 32, 1, 10)
+    windows = Placement(axis, axis, (8, 8), False, torch.float32, torch.device("cpu")).windows
+    assert len(windows) == 256
+    classes, masks = torch.tensor([[0.3, -1.0, 2.0]]), torch.full((1, 8, 8), 50.0)
+    scores = WindowedMasks([classes] * 256, [masks] * 256, (10, 10), windows).dense()
+    torch.testing.assert_close(scores, classes[0].softmax(0)[:-1, None, None].expand(2, 10, 10), atol=1e-5, rtol=0)
+
+
 # --- numbers of mmsegmentation
 
 
@@ -295,6 +306,12 @@ def test_one_view_is_the_model(folder):
     for one, other in both:
         assert np.array_equal(one.labels, other.labels)
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
+
+
+def test_view_that_is_too_small(folder):
+    segmenter = VideoSegmenter.from_pretrained(folder, "cpu", tta=TTA(scales=(1.0, 0.6)))
+    with pytest.raises(ValueError, match=r"tta.scales: 0.6 makes 38x29 of 64x48 .* 32 pixels on each side"):
+        segmenter.step(moving_frames(1)[0])
 
 
 def test_processor_that_resizes():

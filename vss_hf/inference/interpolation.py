@@ -50,17 +50,21 @@ class Interpolation:
     """
 
     def __init__(self, wy: Tensor, wx: Tensor, device: torch.device):
-        used = (wy != 0).int()
-        self.first = used.argmax(dim=1).tolist()  # on the CPU: choosing a block's rows does not wait for the device
-        self.last = (used.shape[1] - used.flip(1).argmax(dim=1)).tolist()
+        self.used = wy != 0  # on the CPU: choosing a block's rows does not wait for the device
         self.size = (len(wy), len(wx))
         self.wy, self.wx = wy.to(device), wx.to(device)
 
     def rows(self, image: Tensor, start: int, stop: int) -> Tensor:
         """Rows start..stop-1 of the result (stop - start, C, W), free to be overwritten, of an image (h, C, w)."""
-        span = slice(min(self.first[start:stop]), max(self.last[start:stop]))
-        wide = image[span].to(self.wx.dtype) @ self.wx.t()  # (span, C, W)
-        return (self.wy[start:stop, span] @ wide.flatten(1)).view(stop - start, *wide.shape[1:])
+        used = self._used(start, stop)
+        wide = image[used].to(self.wx.dtype) @ self.wx.t()  # (used, C, W)
+        return (self.wy[start:stop, used] @ wide.flatten(1)).view(stop - start, *wide.shape[1:])
+
+    def _used(self, start: int, stop: int) -> slice | Tensor:
+        """The image's rows that some rows of the result are made of; in a mosaic of windows they are far apart."""
+        rows = torch.nonzero(self.used[start:stop].any(dim=0))[:, 0]
+        first, end = int(rows[0]), int(rows[-1]) + 1
+        return slice(first, end) if end - first == len(rows) else rows.to(self.wy.device)
 
     def at(self, image: Tensor, pixels: Tensor) -> Tensor:
         """Some pixels of the result (P, C), free to be overwritten, of an image (h, C, w).

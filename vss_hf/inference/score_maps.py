@@ -26,7 +26,8 @@ from .scores import align_corners, is_mask_classification
 # Labels of a frame are made pixel by pixel if at most num_labels / (num_labels + this) of them need the scores, else
 # row by row: what a single pixel costs beside its scores is as much as this many scores.
 PIXEL_COST = 60
-# Of so many parts of a frame's pixels one is made at a time: each holds num_labels scores a pixel, a few times.
+# A frame's pixels are made in so many parts, from the top to the bottom: each takes a copy of the logits that it needs
+# and num_labels scores a pixel, a few times.
 UNSURE_PARTS = 16
 ROUNDING = 1e-5  # scores of one pixel computed in two ways differ less
 
@@ -87,7 +88,8 @@ class ScoreMap(ABC):
     def labels(self) -> Tensor:
         """(height, width), uint8 (int64 for more than 255 classes): the highest score; the first class wins a tie."""
         # Not on a GPU: how many pixels are left would have to be waited for, and blocks are fast there.
-        sure = self.sure_labels() if self.device.type == "cpu" else None
+        with torch.no_grad(), full_precision(self.device):
+            sure = self.sure_labels() if self.device.type == "cpu" else None
         if sure is not None:
             unsure = torch.nonzero(sure.flatten() < 0)[:, 0]
             if len(unsure) <= sure.numel() * self.num_labels / (self.num_labels + PIXEL_COST):
@@ -100,10 +102,11 @@ class ScoreMap(ABC):
     def _completed(self, sure: Tensor, unsure: Tensor) -> Tensor:
         """The labels, of which all but those of some pixels are known."""
         labels = sure.to(self._empty_labels().dtype).flatten()
-        number = max(1, labels.numel() // UNSURE_PARTS)
-        for start in range(0, len(unsure), number):
-            pixels = unsure[start : start + number]
-            with torch.no_grad():
+        first_pixels = torch.arange(1, UNSURE_PARTS, device=unsure.device) * labels.numel() // UNSURE_PARTS
+        for pixels in unsure.tensor_split(torch.searchsorted(unsure, first_pixels).tolist()):
+            if not len(pixels):
+                continue
+            with torch.no_grad(), full_precision(self.device):
                 labels[pixels] = self.ranking_at(pixels).max(dim=1).indices.to(labels.dtype)
         return labels.view(self.size)
 
@@ -131,7 +134,7 @@ class LogitScores(ScoreMap):
     """The softmax of logits that are upsampled bilinearly.
 
     Args:
-        logits: (num_labels, h, w) of one frame, any floating type.
+        logits: (num_labels, h, w) of one frame, finite, any floating type.
         size: (height, width) wanted.
         align_corners: of the interpolation.
         mirrored: the logits are those of the frame's mirror image, left to right.
@@ -260,14 +263,20 @@ class WeightedScores(ScoreMap):
     """The weighted sum of several maps of one frame.
 
     Args:
-        members: (weight, map); one at least, of equal classes and size. The sum is not divided by the weights' sum.
+        members: (weight, map); one at least, of equal classes and size; weights of 0 or more. The sum is not divided by
+            the weights' sum.
+
+    Raises:
+        ValueError: there is no member, a weight is below 0, or the maps do not fit each other.
     """
 
     def __init__(self, members: Sequence[tuple[float, ScoreMap]]):
         if not members:
             raise ValueError("no scores to add up: expected one map at least")
         first = members[0][1]
-        for _, one in members:
+        for weight, one in members:
+            if not weight >= 0:
+                raise ValueError(f"scores with a weight of {weight}: expected 0 or more")
             if (one.num_labels, one.size) != (first.num_labels, first.size):
                 raise ValueError(
                     f"scores of {one.num_labels} classes at {one.size} and of {first.num_labels} at {first.size} "

@@ -16,8 +16,7 @@ from vss_hf.video_io import FrameSource, open_source
 
 from .batches import Batch, prepared_batches
 from .read_ahead import read_ahead
-from .score_maps import ScoreMap, score_maps
-from .scores import semantic_labels
+from .score_maps import ScoreMap, WeightedScores, score_maps, semantic_labels
 from .steps import LabelStep, ScoreStep, recorded
 from .video_memory import VideoMemory
 from .views import TTA, Views
@@ -55,7 +54,8 @@ class VideoSegmenter:
         model: a semantic segmentation model, ours or of transformers.
         processor: its image processor.
         device: where to run; None: where the model is.
-        tta: views in which every frame goes through the model; None: the frame itself.
+        tta: views in which every frame goes through the model; None: the frame itself. Those of an ensemble are for
+            all its members, and refused if one of them has its own.
         score_steps: what happens to the scores of a frame, in this order; see `vss_hf.inference.steps`.
         label_steps: what happens to its labels afterwards. Steps remember one video at a time.
 
@@ -80,7 +80,12 @@ class VideoSegmenter:
         self.processor = processor
         self.tta = tta
         self.score_steps, self.label_steps = list(score_steps), list(label_steps)
-        self._views = None if tta is None else Views(tta)
+        for step in self._steps:
+            if (set_names := getattr(step, "set_names", None)) is not None:
+                set_names(self.names)
+        # An ensemble's members see the frames themselves; what belongs to a frame after that is here.
+        self._members = model.segmenters(tta) if hasattr(model, "segmenters") else []
+        self._views = None if tta is None or self._members else Views(tta)
         self._in_steps: VideoMemory | None = None  # the video that the steps remember
         self._video = VideoMemory(self.model, self._steps)
 
@@ -120,14 +125,20 @@ class VideoSegmenter:
         return [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
 
     @property
+    def parts(self) -> list["VideoSegmenter"]:
+        """What takes a frame each with a processor and a model of its own: an ensemble's members, or this one."""
+        return [member for _, member in self._members] or [self]
+
+    @property
     def is_video_model(self) -> bool:
         """Whether the model looks at earlier frames, too; then frames must come in order."""
-        return hasattr(self.model, "init_state")
+        return hasattr(self.model, "init_state") or any(one.is_video_model for _, one in self._members)
 
     def settings(self) -> dict[str, Any]:
-        """What results record of how labels were made, beside the model: `tta`, `score_steps` and `label_steps` where
-        there are any."""
+        """What results record of how labels were made, beside the model: an ensemble's `members` and `tta`,
+        `score_steps` and `label_steps`, where there are any."""
         made_by = {
+            "members": self.model.settings() if self._members else None,
             "tta": None if self.tta is None else self.tta.settings(),
             "score_steps": recorded(self.score_steps),
             "label_steps": recorded(self.label_steps),
@@ -252,7 +263,7 @@ class VideoSegmenter:
         self,
         frames: list[Any],
         video: VideoMemory,
-        pixel_values: torch.Tensor | None = None,
+        inputs: list[torch.Tensor] | None = None,
         name: str | None = None,
         with_scores: bool = False,
         with_confidence: bool = False,
@@ -260,35 +271,54 @@ class VideoSegmenter:
         """Labels of the next frames of a video, and what else is wanted; a video model takes one frame."""
         size = size_of(frames[0])
         with torch.inference_mode(), self.explaining_memory(len(frames), size):
-            if self.tta is None and not self._steps and not with_scores and not with_confidence:
+            plain = self.tta is None and not self._members and not self._steps
+            if plain and not with_scores and not with_confidence:
                 # All frames at once, which on a GPU is waited for once.
-                outputs = self._outputs(frames, video, pixel_values, name)
+                outputs = self._outputs(frames, video, inputs, name)
                 return [(labels, None, None) for labels in semantic_labels(self.model, outputs, size).cpu().numpy()]
-            maps = self._maps(frames, video, pixel_values, name)
+            maps = self._maps(frames, video, inputs, name)
             return [self._finished(*pair, with_scores, with_confidence) for pair in zip(frames, maps, strict=True)]
 
     def _maps(
         self,
         frames: list[Any],
         video: VideoMemory,
-        pixel_values: torch.Tensor | None = None,
+        inputs: list[torch.Tensor] | None = None,
         name: str | None = None,
         normalised: bool = False,
     ) -> list[ScoreMap]:
         """The scores of the next frames of a video before any step."""
         size = size_of(frames[0])
+        if self._members:
+            self._enter(video)
+            video.expect(size, len(frames), name)
+            return self._member_maps(frames, video, inputs)
         if self._views is None:
-            outputs = self._outputs(frames, video, pixel_values, name)
+            outputs = self._outputs(frames, video, inputs, name)
             return score_maps(self.model, outputs, size, normalised=normalised)
         self._enter(video)
         video.expect(size, len(frames), name)
-        pixel_values = self.pixel_values(frames) if pixel_values is None else pixel_values
+        pixel_values = self.pixel_values(frames) if inputs is None else inputs[0]
         return self._views.score_maps(self, frames, size, video, pixel_values, normalised)
 
+    def _member_maps(
+        self, frames: list[Any], video: VideoMemory, inputs: list[torch.Tensor] | None
+    ) -> list[ScoreMap]:
+        """The weighted sum of what an ensemble's members say; each that is a video model has its own memory."""
+        sums: list[list[tuple[float, ScoreMap]]] = [[] for _ in frames]
+        for number, (weight, member) in enumerate(self._members):
+            memory = VideoMemory(member.model)
+            if member.is_video_model:  # in the states, so that it goes where other memories of this video go
+                memory = video.states.setdefault(number, memory)
+            own = None if inputs is None else inputs[number : number + 1]
+            for of_frame, map_ in zip(sums, member._maps(frames, memory, own, normalised=True), strict=True):
+                of_frame.append((weight, map_))
+        return [WeightedScores(of_frame) for of_frame in sums]
+
     def _outputs(
-        self, frames: list[Any], video: VideoMemory, pixel_values: torch.Tensor | None, name: str | None
+        self, frames: list[Any], video: VideoMemory, inputs: list[torch.Tensor] | None, name: str | None
     ) -> Any:
-        pixel_values = self.pixel_values(frames) if pixel_values is None else pixel_values
+        pixel_values = self.pixel_values(frames) if inputs is None else inputs[0]
         self._enter(video)
         video.expect(size_of(frames[0]), len(frames), name)
         return video.outputs(pixel_values)

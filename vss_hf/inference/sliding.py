@@ -198,10 +198,11 @@ class Placement:
 
 
 def covered(weights: Tensor) -> tuple[slice, Tensor, Tensor]:
-    """The pixels (frame, n) that a window reaches, its share in each of them, and the weights there, summing to 1."""
+    """The pixels (frame, n) that a window reaches, its share in each of them, and the weights there, summing to 1; none
+    where a frame's few pixels all lie beside it."""
     share = weights.sum(dim=1)
-    inside = torch.nonzero(share)[:, 0]
-    here = slice(int(inside[0]), int(inside[-1]) + 1)
+    inside = torch.nonzero(share)[:, 0].tolist()
+    here = slice(inside[0], inside[-1] + 1) if inside else slice(0, 0)
     return here, share[here], weights[here] / share[here, None]
 
 

@@ -5,8 +5,9 @@
 A score step changes the scores of all classes (e.g. smooths them over time), a label step the finished labels (e.g.
 refines their borders). `VideoSegmenter` takes both and calls them for every frame, in order.
 
-A step may remember the video that it is in; `reset` makes it forget. It is called before the first frame of every
-video, and where frames change their size in the middle of one.
+A step that has a method `set_names(names)` is told the names of the classes, in the order of the labels, when the
+segmenter is made. A step may remember the video that it is in; `reset` makes it forget. It is called before the first
+frame of every video, and where frames change their size in the middle of one.
 """
 
 from collections.abc import Sequence

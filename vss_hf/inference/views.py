@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .segmenter import VideoSegmenter
 
 AVERAGES = ("probabilities", "logits")
-SMALLEST_WINDOW = 32  # the smallest input of the models here
+SMALLEST_INPUT = 32  # pixels on each side, of the models here; so also the smallest window
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class TTA:
             raise ValueError(f"scales: expected numbers above 0, up to 8; found {list(self.scales)}")
         if len(set(scales)) < len(scales):
             raise ValueError(f"scales: {list(scales)} has a number twice")
-        for name, least in (("window", SMALLEST_WINDOW), ("stride", 1)):
+        for name, least in (("window", SMALLEST_INPUT), ("stride", 1)):
             object.__setattr__(self, name, as_pair(getattr(self, name), name, least))
         if self.stride is not None:
             if self.window is None:
@@ -231,8 +231,8 @@ class Views:
             normalised: as for `MaskScores`, of each view.
 
         Raises:
-            ValueError: the model classifies masks and the logits are to be averaged, or the processor does not keep
-                the size of a view.
+            ValueError: the model classifies masks and the logits are to be averaged, a view is too small, or the
+                processor does not keep its size.
         """
         if size != self.size:
             self.size, self.placements = size, {}
@@ -253,7 +253,12 @@ class Views:
         self, segmenter: "VideoSegmenter", frames: Sequence[Any], size: Sequence[int], scale: float
     ) -> Tensor:
         """The input of a view (n, 3, h, w); `size` is that of the input without scaling."""
-        height, width = (max(1, math.floor(side * scale + 0.5)) for side in size)
+        height, width = (math.floor(side * scale + 0.5) for side in size)
+        if min(height, width) < SMALLEST_INPUT:
+            raise ValueError(
+                f"tta.scales: {scale} makes {width}x{height} of {size[1]}x{size[0]} (width x height); models here take "
+                f"{SMALLEST_INPUT} pixels on each side at least"
+            )
         images = torch.stack([as_tensor(frame) for frame in frames]).to(segmenter.model.device)
         if self.tta.antialias:
             images = resize_frames(images, (height, width))
