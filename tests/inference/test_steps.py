@@ -135,6 +135,20 @@ def test_two_videos_are_never_mixed(folder):
     assert all(np.array_equal(pair, right) for pair, right in zip(side_by_side, zip(*alone, strict=True), strict=True))
 
 
+def test_confidence_of_labels_that_are_a_mirrored_view(folder):
+    class Mirror(Next):
+        def __call__(self, image, labels, scores):
+            return labels[:, ::-1]
+
+    segmenter = VideoSegmenter.from_pretrained(folder, "cpu", label_steps=[Mirror()])
+    plain = VideoSegmenter.from_pretrained(folder, "cpu")
+    (frame,) = segmenter.segment(moving_frames(1), with_confidence=True)
+    (wanted,) = plain.segment(moving_frames(1), with_scores=True)
+    assert np.array_equal(frame.labels, wanted.labels[:, ::-1])
+    chosen = np.take_along_axis(wanted.scores, frame.labels[None].astype(np.int64), 0)[0]
+    np.testing.assert_allclose(frame.confidence, chosen, atol=1e-6)
+
+
 def test_frames_of_another_size_begin_anew(folder):
     segmenter, score, label = open_stepping(folder)
     small = moving_frames(2, 40, 64)

@@ -338,7 +338,7 @@ class VideoSegmenter:
         return (
             labels,
             None if dense is None else dense.div_(dense.sum(dim=0).clamp(min=1e-12)).cpu().numpy(),
-            scores.confidence(torch.from_numpy(labels)).cpu().numpy() if with_confidence else None,
+            scores.confidence(torch.from_numpy(np.ascontiguousarray(labels))).cpu().numpy() if with_confidence else None,
         )
 
     @property

@@ -54,7 +54,7 @@ class LabelStep(Protocol):
             scores: of this frame, after the score steps.
 
         Returns:
-            uint8 (H, W), the labels to go on with.
+            uint8 (H, W), the labels to go on with: classes that the scores know.
         """
         ...
 
