@@ -52,7 +52,7 @@ def segmenters(row: str, models: list[Path]) -> Iterator[VideoSegmenter]:
     """One for each model, or for each pair."""
     together, tta, smoothing = ROWS[row]
     for members in combinations(models, together):
-        steps = [] if smoothing is None else [parse(smoothing, torch.device("cpu"), row)]
+        steps = [] if smoothing is None else parse(smoothing, torch.device("cpu"), row)
         scores = [step for step in steps if step.changes == "scores"]
         labels = [step for step in steps if step.changes == "labels"]
         with tempfile.TemporaryDirectory() as folder:

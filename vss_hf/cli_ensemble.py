@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_common import DataFolder, JsonFile, check_writable, write_results
+from .cli_common import DataFolder, JsonFile, check_writable, progress_bar, write_results
 from .cli_inference import read_value
 
 
@@ -164,25 +164,19 @@ def split_weight(word: str) -> tuple[str, float | None]:
         return word, None
 
 
-def progress_bar(items: Any, total: int, name: str) -> Any:
-    """A bar on the error stream."""
-    from .cli_common import progress_bar as bar
-
-    return bar(items, total, name)
-
-
 def show(report: dict[str, Any]) -> None:
     """The report for people."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     videos, seconds = report["videos"], report["seconds"]
-    table = Table(title=f"mIoU on {report['dataset']} {report['split']}, sampled pixels")
+    table = Table(title=escape(f"mIoU on {report['dataset']} {report['split']}, sampled pixels"))
     table.add_column("")
     table.add_column(f"{videos['searched']} searched videos", justify="right")
     table.add_column(f"{videos['held_out']} held-out videos", justify="right")
     for row in report["results"]:
-        table.add_row(row["name"], f"{100 * row['searched']:.2f}", f"{100 * row['held_out']:.2f}")
+        table.add_row(escape(row["name"]), f"{100 * row['searched']:.2f}", f"{100 * row['held_out']:.2f}")
     console = Console()
     console.print(table)
     for name, weight in zip(report["searched"], report["weights"], strict=True):

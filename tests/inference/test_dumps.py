@@ -102,6 +102,15 @@ def test_the_file_nearest_to_the_top_is_meant(root, tmp_path):
     assert results["warnings"][0].startswith("4 PNG files belong to no frame of the split; the first is ")
 
 
+@pytest.mark.parametrize("write", [write_folder, write_zip])
+def test_hidden_folders_are_not_looked_at(root, tmp_path, write):
+    """A killed `predict` leaves the videos it was at in .prediction/partial; like hidden files they are no dump."""
+    left = {".prediction/partial/v/00.png": files()["v/00.png"], "u/.ipynb_checkpoints/00.png": b"x"}
+    videos = {name: data for name, data in files().items() if name.startswith("u/")}
+    results = score_predictions(write(tmp_path / "dump", videos | left), root, missing="skip")
+    assert results["coverage"]["frames_missing"] == 1 and results["coverage"]["frames_extra"] == 0
+
+
 def test_links_do_not_lead_in_circles(root, tmp_path):
     write_folder(tmp_path / "real", files())
     (tmp_path / "dump").mkdir()

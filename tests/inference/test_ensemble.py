@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 from vss_hf import EnsembleConfig, VideoSegmenter
 from vss_hf.cli import main as command_line
+from vss_hf.inference import predict
 from vss_hf.inference.ensemble import create_ensemble
 from vss_hf.inference.views import TTA
 from vss_hf.modeling import dense
@@ -294,6 +295,29 @@ def test_evaluate_and_predict(mixed, tmp_path):
         for i in range(3)
     ]
     assert np.mean(hits) == pytest.approx(results["pixel_accuracy"])
+
+
+def test_a_prediction_does_not_go_on_with_other_members(models, tmp_path):
+    """The weights of the models are not all that decides the labels of an ensemble."""
+    shutil.copytree(models / "other", tmp_path / "other")
+    members = [{"name": str(models / "image")}, {"name": str(tmp_path / "other")}]
+    create_ensemble(tmp_path / "both", members)
+    root = write_labelled(tmp_path / "data", {"a": [np.zeros((45, 71), np.uint8)]})
+
+    def predict_again():
+        segmenter = VideoSegmenter.from_pretrained(tmp_path / "both", "cpu")
+        return predict(segmenter, root, tmp_path / "out", split="val")["videos_before"]
+
+    assert (predict_again(), predict_again()) == (0, 1)
+    (tmp_path / "other" / "preprocessor_config.json").write_text(
+        (models / "image/preprocessor_config.json").read_text()
+    )
+    with pytest.raises(ValueError, match=r"begun with model\.processor"):
+        predict_again()
+    shutil.copy(models / "other" / "preprocessor_config.json", tmp_path / "other")
+    create_ensemble(tmp_path / "both", [members[0], {**members[1], "weight": 2}])
+    with pytest.raises(ValueError, match=r"begun with settings\.members"):
+        predict_again()
 
 
 # --- what is refused

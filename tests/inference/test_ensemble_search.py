@@ -18,7 +18,7 @@ from vss_hf.cli import main as command_line
 from vss_hf.inference import ensemble_counts
 from vss_hf.inference.ensemble import create_ensemble
 from vss_hf.inference.ensemble_counts import SearchedPixels, WeightedCounts
-from vss_hf.inference.ensemble_report import flat_weights, report_of
+from vss_hf.inference.ensemble_report import flat_weights, report_of, warnings_of
 from vss_hf.inference.ensemble_scores import Sampling, sampled_scores
 from vss_hf.inference.ensemble_search import search_ensemble, with_weights
 from vss_hf.inference.ensemble_weights import SearchSettings, coordinate_search, grid, search
@@ -351,10 +351,15 @@ def test_warnings():
     fitted = report(lambda video: 0.9 if video in searched else 0.55)
     assert fitted["gains"]["equal"]["searched"] > 0.1 > 0 > fitted["gains"]["equal"]["held_out"]
     assert any("over-fitting" in line for line in fitted["warnings"])
-    assert any("may be chance" in line for line in fitted["warnings"])
+    assert fitted["gains"]["equal"]["interval"][1] < 0 and "so they are worse" in fitted["warnings"][0]
+    equal = report(lambda video: 0.7)
+    assert equal["gains"]["equal"]["interval"][1] > 0 and "may be chance" in equal["warnings"][0]
     better = report(lambda video: 0.95)
+    gained = better["gains"]["equal"]
     assert better["weights"][1] > 0.5 and better["gains"]["equal"]["interval"][0] > 0
     assert not any("equal weights" in line for line in better["warnings"])
+    (line, _) = warnings_of(dict.fromkeys(("equal", "best_member"), gained), 1)
+    assert "may be chance" in line  # draws of one video are all alike, so that the interval says nothing
 
 
 def test_splits():

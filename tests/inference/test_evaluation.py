@@ -1,5 +1,6 @@
 """Every number of an evaluation against loops over pixels that share no code with it."""
 
+import io
 import json
 from types import SimpleNamespace
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from vss_hf.data.labels import ClassList
 from vss_hf.inference import evaluate_model, score_predictions
+from vss_hf.inference.class_scores import show_results
 from vss_hf.metrics.confusion import PROTOCOLS
 from vss_hf.metrics.temporal_consistency import TemporalConsistency
 from vss_hf.metrics.video_consistency import PROTOCOLS as VC_PROTOCOLS
@@ -328,3 +331,14 @@ def test_a_model_and_its_label_maps_have_the_same_scores(data):
     same = model.keys() - {"confusion", "frames_per_second"}
     assert {key: model[key] for key in same} == {key: files[key] for key in same}
     assert np.trace(model["confusion"]) / np.sum(list(model["per_class_pixels"].values())) == model["pixel_accuracy"]
+
+
+def test_tables_show_names_as_they_are(data):
+    """A name in brackets would be a style to the library that draws the tables."""
+    folder, _ = data
+    names = {"model": "[v2] of [us]", "dataset": "[our] data", "class_groups_of": "[old] data train"}
+    console = Console(file=io.StringIO(), width=200)
+    show_results(score_predictions(folder / "labels", folder / "root") | names, console)
+    shown = console.file.getvalue()
+    assert "[v2] of [us] on [our] data val: 3 videos" in shown
+    assert "[our] data val: " in shown.partition("all protocols")[2] and "groups of [old] data train" in shown

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,9 @@ from tiny_models import NAMES, moving_frames, save_model
 
 from vss_hf.cli import main
 from vss_hf.inference import VideoSegmenter, evaluate_model, predict
+from vss_hf.inference.cascade_psp import CascadePSP, CascadePSPSettings
 from vss_hf.inference.score_maps import DenseScores
+from vss_hf.inference.ssa import SSA, SSASettings
 from vss_hf.inference.views import TTA
 
 
@@ -233,3 +236,20 @@ def test_options(folder, root, tmp_path, kinds, capsys):
 def test_options_that_cannot_be(root, tmp_path, capsys, words, message):
     assert run("predict", tmp_path / "model", root, "--out", tmp_path / "out", *words) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("step, settings", [(CascadePSP, CascadePSPSettings), (SSA, SSASettings)])
+def test_memory_that_runs_out_in_a_step(folder, step, settings):
+    """Frames are refined one by one, so the message has to name what the refiner itself can turn down."""
+
+    class Greedy(Next):
+        memory_options = step.memory_options
+
+        def __call__(self, image, labels, scores):
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes")
+
+    assert set(step.memory_options) <= {field.name for field in fields(settings)}
+    segmenter = VideoSegmenter.from_pretrained(folder, "cpu", label_steps=[Greedy()])
+    message = f"of 48x64 .* in Greedy: lower its {' or '.join(step.memory_options)}, label fewer frames at once"
+    with pytest.raises(MemoryError, match=message):
+        segmenter.label_batch(moving_frames(2))

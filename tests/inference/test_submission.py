@@ -383,6 +383,7 @@ def test_many_errors_are_counted(root, maps, tmp_path, capsys):
     ("words", "message"),
     [
         (["check", "no.zip", "--data", "ROOT"], "no.zip: no such file"),
+        (["check", "MAPS", "--data", "ROOT"], ": a folder; `vss-hf submission pack` makes the zip"),
         (["check", "S.zip", "--data", "ROOT", "--split", "tset"], "unknown split 'tset'"),
         (["check", "S.zip", "--data", "nowhere"], "nowhere: no such folder"),
         (

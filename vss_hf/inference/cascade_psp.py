@@ -115,6 +115,7 @@ class CascadePSP:
     """
 
     changes = "labels"
+    memory_options = ("batch_size", "max_side")
 
     def __init__(self, model: CascadePSPModel, options: CascadePSPSettings):
         self.model, self.options = model.eval(), options

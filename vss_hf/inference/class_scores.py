@@ -128,10 +128,10 @@ def headline_rows(results: dict[str, Any]) -> list[tuple[str, float | None, str]
 def results_table(results: dict[str, Any]) -> Table:
     """The means over all classes, with their protocols."""
     data = f"{results['dataset']} {results['split']}: {results['videos']} videos, {results['frames']} frames"
-    data += sources_of(results)
+    title = f"{results['model']} on {data}{sources_of(results)}"
     if made_by := beside_the_model(results):
-        data += f"\n{escape(made_by)}"
-    table = Table(title=f"{results['model']} on {data}")
+        title += f"\n{made_by}"
+    table = Table(title=escape(title))
     for heading in ("metric", "value", "protocol"):
         table.add_column(heading, justify="right" if heading == "value" else "left")
     for name, value, protocol in headline_rows(results):
@@ -192,9 +192,9 @@ def class_table(results: dict[str, Any], rows: int = SHOWN) -> Table:
     ious = {name: iou for name, iou in results["per_class_iou"].items() if iou is not None}
     worst = sorted(ious, key=lambda name: ious[name])[:rows]
     few = f"the {len(worst)} worst of " if len(worst) < len(ious) else ""
+    data, groups_of = f"{results['dataset']} {results['split']}", results["class_groups_of"]
     table = Table(
-        title=f"{results['dataset']} {results['split']}: {few}{len(ious)} classes; groups of "
-        f"{results['class_groups_of']}",
+        title=escape(f"{data}: {few}{len(ious)} classes; groups of {groups_of}"),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,

@@ -2,7 +2,8 @@
 
 A frame's file is a PNG that is called like the frame and lies in a folder that is called like its video, or one folder
 deeper (`<video>/mask/<frame>.png`); what lies above does not matter (`result_submission/<video>/<frame>.png`). Where
-several would do, the one nearest to the top is taken. A zip file is read in memory; nothing of it is ever written.
+several would do, the one nearest to the top is taken. Hidden files and folders are not looked at. A zip file is read
+in memory; nothing of it is ever written.
 """
 
 import os
@@ -104,7 +105,8 @@ def open_dump(path: str | Path, videos: Sequence[VSPWVideo]) -> Dump:
 
 
 def files_below(root: Path) -> Iterator[str]:
-    """PNG files up to `DEPTH` folders below, as relative names with slashes; links to folders are followed once."""
+    """Visible PNG files up to `DEPTH` folders below, as relative names with slashes; links to folders are followed
+    once."""
     seen, waiting = set(), [("", 0)]
     for prefix, depth in waiting:  # which grows meanwhile, so that the folders nearest to the top come first
         place = os.path.realpath(root / prefix)
@@ -112,6 +114,8 @@ def files_below(root: Path) -> Iterator[str]:
             continue
         seen.add(place)
         for entry in sorted(os.scandir(place), key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
             if entry.is_dir() and depth < DEPTH:
                 waiting.append((f"{prefix}{entry.name}/", depth + 1))
             elif is_picture(entry.name) and entry.is_file():
@@ -119,17 +123,18 @@ def files_below(root: Path) -> Iterator[str]:
 
 
 def members_of(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
-    """PNG files of a zip file. A ValueError names one whose name is not safe to unpack."""
+    """Visible PNG files of a zip file. A ValueError names one whose name is not safe to unpack."""
     for name in archive.namelist():
         if not is_picture(PurePosixPath(name).name):
             continue
         if why := unsafe_name(name):
             raise ValueError(f"{path}: unsafe name {name!r} ({why}); pack it anew")
-        yield name
+        if not any(part.startswith(".") for part in PurePosixPath(name).parts):
+            yield name
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is a PNG, by its name; what macOS packs beside every file is not."""
+    """Whether a file is a PNG, by its name; what macOS packs beside every file (._00.png) is not."""
     return name.lower().endswith(".png") and not name.startswith(".")
 
 

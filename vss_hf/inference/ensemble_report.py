@@ -125,10 +125,11 @@ def warnings_of(gains: dict[str, dict[str, Any]], videos: int) -> list[str]:
     told = []
     for one in gains.values():
         low, high = (100 * bound for bound in one["interval"])
-        if low <= 0:
+        if low <= 0 or videos == 1:  # of one video all draws are alike
+            verdict = "which may be chance" if high >= 0 or videos == 1 else "so they are worse"
             told.append(
                 f"on {videos} held-out videos the searched weights gain {100 * one['held_out']:+.2f} mIoU over "
-                f"{one['over']} (95 % of draws of videos: {low:+.2f} to {high:+.2f}), which may be chance"
+                f"{one['over']} (95 % of draws of videos: {low:+.2f} to {high:+.2f}), {verdict}"
             )
     equal = gains["equal"]
     if equal["searched"] > 0 and equal["held_out"] < equal["searched"] / 2:

@@ -133,7 +133,8 @@ def predict(
         elif is_first():
             finished.forget(sources[0].name)
     earlier = of_all_processes(earlier)
-    left = [i for i, video in enumerate(sources) if video.name not in {video.name for video in earlier}]
+    names_before = {video.name for video in earlier}
+    left = [i for i, video in enumerate(sources) if video.name not in names_before]
     labelled: list[LabelledVideo] = []  # by this process
     began = time.perf_counter()
     stop = StopRequest([signal.SIGINT, signal.SIGTERM])

@@ -43,6 +43,7 @@ def description(
             "names_sha256": hashlib.sha256(listing.encode()).hexdigest(),
         },
         "settings": chosen,
+        "segmenter": segmenter.settings(),
     }
 
 

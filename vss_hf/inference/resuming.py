@@ -18,14 +18,16 @@ NAMES = ("model.name", "data.name")  # of folders, which may be renamed
 
 
 def model_description(segmenter: VideoSegmenter) -> dict[str, Any]:
-    """What of a model and its processor decides the labels, as plain values; and its name."""
+    """What of a model and its processor (of an ensemble: its members' processors) decides the labels, as plain values;
+    and its name."""
     model = segmenter.model
+    processors = [json.loads(part.processor.to_json_string()) for part in segmenter.parts]
     place = str(model.config.name_or_path)
     return {
         "name": place if is_hub_id(place) else Path(place).name or type(model).__name__,
         "architecture": type(model).__name__,
         "weights_sha256": weights_sha256(model),
-        "processor": json.loads(segmenter.processor.to_json_string()),
+        "processor": processors[0] if segmenter.parts == [segmenter] else processors,
     }
 
 

@@ -263,8 +263,8 @@ class WeightedScores(ScoreMap):
     """The weighted sum of several maps of one frame.
 
     Args:
-        members: (weight, map); one at least, of equal classes and size; weights of 0 or more. The sum is not divided by
-            the weights' sum.
+        members: (weight, map); one at least, of equal classes and size; weights from 0. The sum is not divided by the
+            weights' sum.
 
     Raises:
         ValueError: there is no member, a weight is below 0, or the maps do not fit each other.
@@ -296,7 +296,7 @@ class WeightedScores(ScoreMap):
         return agreeing([one for weight, one in self.members if weight])
 
     def at(self, pixels: Tensor) -> Tensor:
-        return sum(one.at(pixels) * weight for weight, one in self.members if weight)
+        return reduce(torch.add, (one.at(pixels) * weight for weight, one in self.members if weight))
 
 
 def agreeing(maps: Sequence[ScoreMap]) -> Tensor | None:

@@ -47,6 +47,10 @@ class SegmentedFrame:
     confidence: np.ndarray | None = None
 
 
+class ExplainedMemoryError(MemoryError):
+    """Memory ran out, and the message says what to turn down."""
+
+
 class VideoSegmenter:
     """Labels frames as they come, with an image or a video model; memory does not grow with the video.
 
@@ -301,9 +305,7 @@ class VideoSegmenter:
         pixel_values = self.pixel_values(frames) if inputs is None else inputs[0]
         return self._views.score_maps(self, frames, size, video, pixel_values, normalised)
 
-    def _member_maps(
-        self, frames: list[Any], video: VideoMemory, inputs: list[torch.Tensor] | None
-    ) -> list[ScoreMap]:
+    def _member_maps(self, frames: list[Any], video: VideoMemory, inputs: list[torch.Tensor] | None) -> list[ScoreMap]:
         """The weighted sum of what an ensemble's members say; each that is a video model has its own memory."""
         sums: list[list[tuple[float, ScoreMap]]] = [[] for _ in frames]
         for number, (weight, member) in enumerate(self._members):
@@ -333,12 +335,14 @@ class VideoSegmenter:
         scores = self._after_steps(frame, scores)
         labels = scores.labels().cpu().numpy()
         for step in self.label_steps:
-            labels = step(as_image(frame), labels, scores)
+            with self.explaining_memory(1, labels.shape, step):
+                labels = step(as_image(frame), labels, scores)
         dense = scores.dense() if with_scores else None
+        ours = torch.from_numpy(np.ascontiguousarray(labels))  # a mirrored view is not for torch
         return (
             labels,
             None if dense is None else dense.div_(dense.sum(dim=0).clamp(min=1e-12)).cpu().numpy(),
-            scores.confidence(torch.from_numpy(np.ascontiguousarray(labels))).cpu().numpy() if with_confidence else None,
+            scores.confidence(ours).cpu().numpy() if with_confidence else None,
         )
 
     @property
@@ -374,15 +378,23 @@ class VideoSegmenter:
         return inputs["pixel_values"].to(self.model.device, self.model.dtype)
 
     @contextmanager
-    def explaining_memory(self, frames: int, size: tuple[int, int]) -> Iterator[None]:
-        """Where the memory does not suffice inside: a MemoryError that says for what, and what to turn down."""
+    def explaining_memory(self, frames: int, size: tuple[int, ...], step: LabelStep | None = None) -> Iterator[None]:
+        """Where the memory does not suffice inside: a MemoryError that says for what, and what to turn down.
+
+        Args:
+            frames: how many are at work.
+            size: their height and width.
+            step: that is at work; None: the model. Its `memory_options` are named.
+        """
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if isinstance(error, ExplainedMemoryError) or not is_out_of_memory(error):
                 raise
-            raise MemoryError(
-                f"out of memory with {frames} frames of {size[0]}x{size[1]} (height x width) on {self.model.device}: "
+            options = " or ".join(getattr(step, "memory_options", ()))
+            raise ExplainedMemoryError(
+                f"out of memory with {frames} frames of {size[0]}x{size[1]} (height x width) on {self.model.device}"
+                f"{'' if step is None else f' in {type(step).__name__}'}: {options and f'lower its {options}, '}"
                 "label fewer frames at once (--batch-size; --per_device_eval_batch_size in training), or smaller ones "
                 f"(size in preprocessor_config.json, now {self.processor.size}, do_resize {self.processor.do_resize})"
             ) from error

@@ -198,8 +198,10 @@ class Placement:
 
 
 def covered(weights: Tensor) -> tuple[slice, Tensor, Tensor]:
-    """The pixels (frame, n) that a window reaches, its share in each of them, and the weights there, summing to 1; none
-    where a frame's few pixels all lie beside it."""
+    """The pixels (frame, n) that a window reaches, its share in each of them, and the weights there, summing to 1.
+
+    All pixels of a small frame may lie beside a window.
+    """
     share = weights.sum(dim=1)
     inside = torch.nonzero(share)[:, 0].tolist()
     here = slice(inside[0], inside[-1] + 1) if inside else slice(0, 0)

@@ -71,6 +71,7 @@ class SSA:
     """
 
     changes = "labels"
+    memory_options = ("points_per_batch",)
 
     def __init__(self, generator: MaskGenerator, vote: str = "count", model: str | None = None):
         known_or_raise(vote, VOTES, "vote: there is no")

@@ -7,7 +7,8 @@ refines their borders). `VideoSegmenter` takes both and calls them for every fra
 
 A step that has a method `set_names(names)` is told the names of the classes, in the order of the labels, when the
 segmenter is made. A step may remember the video that it is in; `reset` makes it forget. It is called before the first
-frame of every video, and where frames change their size in the middle of one.
+frame of every video, and where frames change their size in the middle of one. `memory_options` are the settings of a
+label step that can be lowered where memory runs out in it; the error names them.
 """
 
 from collections.abc import Sequence

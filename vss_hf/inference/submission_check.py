@@ -106,9 +106,12 @@ def check_submission(
 
     Raises:
         FileNotFoundError: there is no such archive or data set.
+        IsADirectoryError: the archive is a folder.
         ValueError: there is no such split, or a picture of it cannot be opened.
     """
     check_zip_root(zip_root)
+    if Path(archive).is_dir():
+        raise IsADirectoryError(f"{archive}: a folder; `vss-hf submission pack` makes the zip that is checked")
     if not Path(archive).is_file():
         raise FileNotFoundError(f"{archive}: no such file; expected the zip of a submission")
     videos, classes = scan_split(root, split), classes_to_submit(root)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from .segmenter import VideoSegmenter
 
 AVERAGES = ("probabilities", "logits")
+# How many full-size maps the logits that are kept of views may be: six scales from 0.5 to 1.75 with their mirror
+# images, as many as are published, are 1.09 at a stride of 4. Until they are added up, most labels need no scores.
+KEPT = 1.25
 SMALLEST_INPUT = 32  # pixels on each side, of the models here; so also the smallest window
 
 
@@ -139,8 +142,8 @@ class MeanOfViews(ScoreMap):
     """The mean of the scores of one frame's views, or the softmax of the mean of their logits.
 
     Views are kept as logits (at a stride of 4 a sixteenth of a full-size score map for scale 1). When these come to be
-    more numbers than half a full-size map has, they become one. So it holds at most one and a half full-size maps and
-    one view's logits, however many views there are.
+    more than `KEPT` full-size maps, they become one. So it holds at most 1 + `KEPT` full-size maps and one view's
+    logits, however many views there are.
 
     Args:
         num_labels, size, device: as for `ScoreMap`.
@@ -165,7 +168,7 @@ class MeanOfViews(ScoreMap):
         self.kept.append(view)
         self.views += 1
         self.numbers += numbers
-        if self.numbers > self.num_labels * math.prod(self.size) / 2:
+        if self.numbers > KEPT * self.num_labels * math.prod(self.size):
             self._add_up()
 
     def _add_up(self) -> None:
@@ -256,8 +259,8 @@ class Views:
         height, width = (math.floor(side * scale + 0.5) for side in size)
         if min(height, width) < SMALLEST_INPUT:
             raise ValueError(
-                f"tta.scales: {scale} makes {width}x{height} of {size[1]}x{size[0]} (width x height); models here take "
-                f"{SMALLEST_INPUT} pixels on each side at least"
+                f"tta.scales: {scale} makes {width}x{height} of {size[1]}x{size[0]} (width x height); models here "
+                f"take {SMALLEST_INPUT} pixels on each side at least"
             )
         images = torch.stack([as_tensor(frame) for frame in frames]).to(segmenter.model.device)
         if self.tta.antialias:
