@@ -21,59 +21,86 @@ from vss_hf.training.recipe_files import paper_of, shipped_recipes  # noqa: E402
 
 PAGE = ROOT / "docs/recipes.md"
 MARKS = ("<!-- recipes: begin (benchmarks/recipe_table.py --markdown) -->", "<!-- recipes: end -->")
-# Rows that differ from another row at inference only -> what they need.
+# Rows that differ from another row at inference only -> the options or the ensemble that they are, and whose results.
+SWIN_AND_VOLO = "`swin-large-480`, `volo-d5-unet-480-average`"
+THE_BEST_TWO = "`swin-large-480-coco`, `volo-d5-unet-480-ade20k-cityscapes`"
 INFERENCE = {
     "betterthing": [
-        (TableRow(1, 6, "Swin-L, 480*853, COCO, +flip", 57.26), "`swin-large-480-coco`; flips at test"),
-        (TableRow(1, 7, "Swin-L, 480*853, COCO, +flip, +multi scale", 57.89), "the same; scales 0.5, 1.0, 1.5"),
+        (TableRow(1, 6, "Swin-L, 480*853, COCO, +flip", 57.26), "`--tta flip`", "of `swin-large-480-coco`"),
+        (
+            TableRow(1, 7, "Swin-L, 480*853, COCO, +flip, +multi scale", 57.89),
+            "`--tta betterthing-swin`",
+            "of `swin-large-480-coco`",
+        ),
         (
             TableRow(3, 1, "Swin-L (table 1, row 4) + Volo (table 2, row 5)", test=55.10),
-            "`swin-large-480`, `volo-d5-unet-480-average`; the mean of two models' probabilities",
+            "ensemble, `--gamma 0.5`",
+            f"of {SWIN_AND_VOLO}",
         ),
         (
             TableRow(3, 2, "+ test time augmentation", test=56.78),
-            "the same; flips of both, scales 0.5, 1.0, 1.5 of Swin",
+            "ensemble, `--gamma 0.5`, tta `betterthing-swin` and `betterthing-volo`",
+            f"of {SWIN_AND_VOLO}",
         ),
         (
             TableRow(3, 3, "Swin-L (COCO finetune) + Volo (ADE20k+Cityscapes finetune) + TTA", test=57.83),
-            "`swin-large-480-coco`, `volo-d5-unet-480-ade20k-cityscapes`; the same",
+            "the same",
+            f"of {THE_BEST_TWO}",
         ),
-        (TableRow(3, 4, "+ gamma set to 0.56", test=58.06), "the same, Swin with weight 0.56, VOLO with 0.44"),
+        (TableRow(3, 4, "+ gamma set to 0.56", test=58.06), "the same, `--gamma 0.56`", f"of {THE_BEST_TWO}"),
     ],
     "ustc": [
         (
             TableRow(3, 1, "Best Single Model", 57.26, 53.99),
-            "to know which it is; flips and several scales on one of the MaskFormers",
+            "`--tta`",
+            "which MaskFormer, and which scales, is not told",
         ),
-        (TableRow(3, 2, "P_S", 58.01, 55.10), "three MaskFormers of unknown settings; the mean of their scores"),
-        (TableRow(3, 3, "P_S + P_W * 1.4", 58.50, 55.16), "the same, and the mean of eight others with weight 1.4"),
-        (TableRow(3, 4, "P_S + P_W * 1.4 + P_A * 1.0", 61.10, 55.48), "the same, and the mean of six Swins"),
+        (TableRow(3, 2, "P_S", 58.01, 55.10), "ensemble, `--group S=a,b,c`", "of three MaskFormers, not told which"),
+        (
+            TableRow(3, 3, "P_S + P_W * 1.4", 58.50, 55.16),
+            "the same and `--group W:1.4=...`",
+            "and of eight others, not told which",
+        ),
+        (
+            TableRow(3, 4, "P_S + P_W * 1.4 + P_A * 1.0", 61.10, 55.48),
+            "the same and `--group A:1.0=...`",
+            "and of six Swins, not told which",
+        ),
     ],
     "pvuw2023": [
         (
             TableRow(3, 1, "Swin-L + ConvNeXt-XL + InternImage-XL, multi-scale & flip & ensemble", test=52.56),
-            "`swin-large`, `convnext-xlarge`, `internimage-xl`; flips, six scales from 0.5 to 1.75, a sum of models",
+            "ensemble, `--tta dut`",
+            "of `swin-large`, `convnext-xlarge`, `internimage-xl`",
         ),
         (
             TableRow(3, 2, "InternImage-H + InternImage-H*, ensemble", test=60.12),
-            "`internimage-h`, `mask2former-internimage-h`; a sum of models",
+            "ensemble",
+            "of `internimage-h`, `mask2former-internimage-h`",
         ),
         (
             TableRow(3, 3, "InternImage-H*# + InternImage-H, ensemble", test=58.53),
-            "`mask2former-internimage-h-coco`, `internimage-h`; a sum of models",
+            "ensemble",
+            "of `mask2former-internimage-h-coco`, `internimage-h`",
         ),
         (
             TableRow(3, 4, "InternImage-H*#, multi-scale & flip", test=62.60),
-            "`mask2former-internimage-h-coco`; flips, six scales from 0.5 to 1.75",
+            "`--tta dut`",
+            "of `mask2former-internimage-h-coco`",
         ),
         (
             TableRow(3, 5, "InternImage-H*#, (0.5,0.75,1.0) & flip", test=62.62),
-            "`mask2former-internimage-h-coco`; flips, scales 0.5, 0.75, 1.0",
+            "`--tta dut-small`",
+            "of `mask2former-internimage-h-coco`",
         ),
-        (TableRow(4, 1, "none", test=63.37), "`mask2former-internimage-h-coco` as it is; the final test set"),
-        (TableRow(4, 2, "CascadePSP", test=63.65), "the same; refinement by CascadePSP"),
-        (TableRow(4, 3, "none", test=64.09), "`mask2former-internimage-h-coco`; flips, scales 0.5, 0.75, 1.0"),
-        (TableRow(4, 4, "SSA", test=64.11), "the same; voting in the masks of SAM (SSA)"),
+        (TableRow(4, 1, "none", test=63.37), "as it is", "`mask2former-internimage-h-coco` on the final test set"),
+        (
+            TableRow(4, 2, "CascadePSP", test=63.65),
+            "`--refine cascade-psp:FOLDER`",
+            "of the same; its options are not told",
+        ),
+        (TableRow(4, 3, "none", test=64.09), "`--tta dut-small`", "of `mask2former-internimage-h-coco`"),
+        (TableRow(4, 4, "SSA", test=64.11), "`--tta dut-small --refine ssa:FOLDER`", "of the same"),
     ],
 }
 
@@ -91,7 +118,7 @@ def table() -> list[str]:
 
 def rows_of(key: str) -> list[str]:
     """The lines of a paper's rows in its order, and after them what is only on the way to one of them."""
-    rows = [(row, "inference: not yet", f"needs {needs}") for row, needs in INFERENCE.get(key, [])]
+    rows = [(row, f"inference: {options}", models) for row, options, models in INFERENCE.get(key, [])]
     others = []
     for name in shipped_recipes():
         paper = paper_of(name)

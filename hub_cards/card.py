@@ -15,6 +15,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 
+from vss_hf.metrics.made_by import beside_the_model
+
 from .architectures import ARCHITECTURES, BACKBONE_PAPERS
 from .card_data import dataset_tags, hub_id, known_terms, recorded_sources, source_in_words
 from .card_text import (
@@ -328,6 +330,7 @@ def _results_context(results: Mapping[str, Any]) -> dict[str, Any]:
             for key, name, which in METRICS
         ],
         "other_classes": other_classes(results),
+        "made_by": beside_the_model(results),
         "clips": " and ".join(clips),
         "without_clips": [key.upper() for key in ("vc8", "vc16") if key not in values],
         "class_rows": [(name, f"{value:.4f}") for value, name in ranked] + [(name, "–") for name in absent],

@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
 from vss_hf.files import write_text
+from vss_hf.metrics.made_by import beside_the_model
 
 
 # Key in the JSON, name for people, which of the two protocols it follows.
@@ -95,6 +96,8 @@ def write_eval_results(folder: str | Path, results: Mapping[str, Any], dataset_i
         remarks += f"; {others}: not comparable with scores in the data set's own classes"
     elif results.get("source"):
         remarks += f"; read from the layout {results['source']}"
+    if made_by := beside_the_model(results):
+        remarks += f"; with {made_by}"
     if "/" not in identifier:
         remarks += f"; '{identifier}' is a local data set without a Hub id"
     entries = [

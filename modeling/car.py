@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .dense import _full_precision, _source_coordinates
+from .dense import _source_coordinates, full_precision
 from .processes import sum_over_processes
 
 
@@ -74,7 +74,7 @@ def car_loss(
         raise ValueError(
             f"expected features (N, C, h, w) and labels (N, H, W); got {tuple(features.shape)}, {tuple(labels.shape)}"
         )
-    with _full_precision(features.device):
+    with full_precision(features.device):
         places = labels_of_places(labels, features.shape[-2:], align_corners).flatten(1)  # (N, M)
         x = features.flatten(2)  # (N, C, M)
         x = x if x.dtype == torch.float64 else x.float()

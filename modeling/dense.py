@@ -47,7 +47,7 @@ def _source_coordinates(in_size: int, out_size: int, align_corners: bool, like: 
     return ((position + 0.5) * scale - 0.5).clamp(0, in_size - 1)
 
 
-def _bilinear_weights(in_size: int, out_size: int, align_corners: bool, like: Tensor) -> Tensor:
+def bilinear_weights(in_size: int, out_size: int, align_corners: bool, like: Tensor) -> Tensor:
     """Interpolation along one axis as a matrix (out_size, in_size), in the convention of `F.interpolate`.
 
     Linear interpolation weighs an input by 1 minus its distance, down to 0: at most two inputs per output count.
@@ -71,36 +71,59 @@ class _Block(NamedTuple):
         return by_span.view(-1, num_labels, width) @ self.wx  # (span, K, w)
 
 
+class UpsampledRows:
+    """Bilinear upsampling of one image's logits, of which any rows can be had without the others.
+
+    Args:
+        image: (h, K, w), contiguous, fp32 or fp64; see `rows_first`.
+        size: (H, W) wanted.
+        align_corners: as in `F.interpolate`.
+    """
+
+    def __init__(self, image: Tensor, size: tuple[int, int], align_corners: bool = False):
+        in_height, _, in_width = image.shape
+        self.image = image
+        self.wy = bilinear_weights(in_height, size[0], align_corners, image)  # (H, h)
+        self.wx = bilinear_weights(in_width, size[1], align_corners, image)  # (W, w)
+        # On the CPU, so that choosing the source rows of a block does not wait for the device.
+        like = torch.empty(0, dtype=image.dtype)
+        self.source = _source_coordinates(in_height, size[0], align_corners, like).tolist()
+
+    def block(self, start: int, stop: int) -> _Block:
+        """Rows start..stop-1 of the upsampled image, with what they were made of."""
+        in_height, num_labels, _ = self.image.shape
+        span = slice(int(self.source[start]), min(int(self.source[stop - 1]) + 2, in_height))
+        wy = self.wy[start:stop, span]
+        wide = self.image[span] @ self.wx.t()  # (span, K, W)
+        logits = (wy @ wide.view(len(wide), -1)).view(stop - start, num_labels, -1)  # (rows, K, W)
+        return _Block(slice(start, stop), span, wy, self.wx, logits)
+
+
+def block_rows(num_labels: int, width: int, like: Tensor) -> int:
+    """How many rows of `width` pixels a block should have, for numbers of `like`'s type and device."""
+    block_bytes = _BLOCK_BYTES_CPU if like.device.type == "cpu" else _BLOCK_BYTES_ACCELERATOR
+    return max(1, block_bytes // (num_labels * width * like.element_size()))
+
+
 def _upsampled_blocks(image: Tensor, size: tuple[int, int], align_corners: bool) -> Iterator[_Block]:
     """Bilinear upsampling of one image (h, K, w), contiguous, to `size` = (H, W), a block of rows at a time."""
-    in_height, num_labels, in_width = image.shape
     height, width = size
-    wy = _bilinear_weights(in_height, height, align_corners, image)  # (H, h)
-    wx = _bilinear_weights(in_width, width, align_corners, image)  # (W, w)
-    # On the CPU, so that choosing the source rows of a block does not wait for the device.
-    source = _source_coordinates(in_height, height, align_corners, torch.empty(0, dtype=image.dtype)).tolist()
-
-    block_bytes = _BLOCK_BYTES_CPU if image.device.type == "cpu" else _BLOCK_BYTES_ACCELERATOR
     if width == 0:
         return  # no pixels, no blocks
-    block_rows = max(1, block_bytes // (num_labels * width * image.element_size()))
-    for start in range(0, height, block_rows):
-        rows = slice(start, min(start + block_rows, height))
-        span = slice(int(source[rows.start]), min(int(source[rows.stop - 1]) + 2, in_height))
-        block_wy = wy[rows, span]
-        wide = image[span] @ wx.t()  # (span, K, W)
-        logits = (block_wy @ wide.view(-1, num_labels * width)).view(-1, num_labels, width)  # (rows, K, W)
-        yield _Block(rows, span, block_wy, wx, logits)
+    upsampled = UpsampledRows(image, size, align_corners)
+    rows = block_rows(image.shape[1], width, image)
+    for start in range(0, height, rows):
+        yield upsampled.block(start, min(start + rows, height))
 
 
-def _rows_first(logits: Tensor) -> Tensor:
+def rows_first(logits: Tensor) -> Tensor:
     """One image's logits (K, h, w) of any dtype and layout as (h, K, w), contiguous, float32 (float64 stays)."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return logits.detach().transpose(0, 1).to(dtype).contiguous()
 
 
 @contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """Matrix products in float32 whatever autocast, TF32 or `set_float32_matmul_precision` say.
 
     The products here interpolate: with 10-bit mantissas predictions would differ from `F.interpolate` at borders.
@@ -260,10 +283,10 @@ def _cross_entropy_blocks(
     if class_weights is not None:
         class_weights = class_weights.to(logits.device, dtype)
 
-    with _full_precision(logits.device):
+    with full_precision(logits.device):
         for index in range(len(logits)):
             # In units of ln 2: softmax(x) = 2^(x / ln 2) / Σ, and exp2 is three times as fast as exp on the CPU.
-            image = _rows_first(logits[index]) / math.log(2)  # (h, K, w)
+            image = rows_first(logits[index]) / math.log(2)  # (h, K, w)
             for block in _upsampled_blocks(image, (height, width), align_corners):
                 here = (index, block.rows)
                 label = labels[here]  # (rows, W)
@@ -323,45 +346,12 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int], *, align_corners: bo
     batch, num_labels = logits.shape[:2]
     dtype = torch.uint8 if num_labels <= 255 else torch.int64
     predictions = torch.empty((batch, *size), dtype=dtype, device=logits.device)
-    with _full_precision(logits.device):
+    with full_precision(logits.device):
         for index in range(batch):
-            for block in _upsampled_blocks(_rows_first(logits[index]), size, align_corners):
+            for block in _upsampled_blocks(rows_first(logits[index]), size, align_corners):
                 # torch.max gives the first index of the maximum, as argmax does, in half the time on the CPU.
                 predictions[index, block.rows] = block.logits.max(dim=1).indices
     return predictions
-
-
-@torch.compiler.disable()
-def upsampled_confidence(
-    logits: Tensor, size: tuple[int, int], *, align_corners: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Predicted class of every pixel and its softmax probability, in row blocks.
-
-    Args:
-        logits: (B, K, h, w), finite, any floating dtype and memory layout; computed in float32 (float64 stays).
-        size: (H, W) of the result.
-        align_corners: As in `F.interpolate`.
-
-    Returns:
-        The classes, as `upsampled_argmax` gives them, and (B, H, W) float32 (float64) in 1/K..1: the largest value of
-        the softmax over `F.interpolate(logits, size, mode="bilinear")`.
-    """
-    _check_logits(logits)
-    batch, num_labels = logits.shape[:2]
-    dtype = torch.uint8 if num_labels <= 255 else torch.int64
-    predictions = torch.empty((batch, *size), dtype=dtype, device=logits.device)
-    precision = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    confidence = torch.empty((batch, *size), dtype=precision, device=logits.device)
-    with _full_precision(logits.device):
-        for index in range(batch):
-            for block in _upsampled_blocks(_rows_first(logits[index]), size, align_corners):
-                z = block.logits  # (rows, K, W), overwritten
-                highest = z.max(dim=1)
-                z -= highest.values[:, None]
-                z.mul_(1 / math.log(2)).exp2_()  # exp2 is three times as fast as exp on the CPU
-                predictions[index, block.rows] = highest.indices
-                confidence[index, block.rows] = z.sum(dim=1).reciprocal_()
-    return predictions, confidence
 
 
 @torch.compiler.disable()

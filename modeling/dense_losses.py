@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .dense import (
-    _bilinear_weights,
     _Block,
     _checked_labels,
-    _full_precision,
     _refuse_second_derivative,
-    _rows_first,
     _upsampled_blocks,
+    bilinear_weights,
+    full_precision,
+    rows_first,
 )
 
 
@@ -59,7 +59,7 @@ def _blocks(
 ) -> Iterator[tuple[int, _Block, Tensor, Tensor]]:
     """(image, block of its upsampled logits, label (rows, W), valid (rows, W)); labels are 0 where not valid."""
     for index in range(len(logits)):
-        for block in _upsampled_blocks(_rows_first(logits[index]), (labels.shape[1], labels.shape[2]), align_corners):
+        for block in _upsampled_blocks(rows_first(logits[index]), (labels.shape[1], labels.shape[2]), align_corners):
             label = labels[index, block.rows]
             valid = label != ignore_index
             yield index, block, label * valid, valid
@@ -108,7 +108,7 @@ def upsampled_sigmoid_focal(
     labels = _checked_labels(logits, labels, ignore_index)
     gradient, total = _empty_gradient(logits), torch.zeros((), dtype=_dtype(logits), device=logits.device)
     weights = torch.ones_like(total) if class_weights is None else class_weights.to(total)[:, None]
-    with torch.no_grad(), _full_precision(logits.device):
+    with torch.no_grad(), full_precision(logits.device):
         for index, block, label, valid in _blocks(logits, labels, ignore_index, align_corners):
             z, place = block.logits, label[:, None]
             true_z = z.gather(1, place)
@@ -163,7 +163,7 @@ def upsampled_dice(
     settings = (logits, labels, ignore_index, align_corners)
     predicted = torch.zeros(num_labels, dtype=_dtype(logits), device=logits.device)  # Σ p
     overlap = torch.zeros_like(predicted)  # Σ p·t
-    with torch.no_grad(), _full_precision(logits.device):
+    with torch.no_grad(), full_precision(logits.device):
         for _, block, label, valid in _blocks(*settings):
             p = block.logits.softmax(1).mul_(valid[:, None])
             predicted += p.sum((0, 2))
@@ -223,7 +223,7 @@ def upsampled_lovasz_softmax(
         raise ValueError(f"classes must be present or all, got {classes!r}")
     labels = _checked_labels(logits, labels, ignore_index)
     gradient = _empty_gradient(logits)
-    with torch.no_grad(), _full_precision(logits.device):
+    with torch.no_grad(), full_precision(logits.device):
         counts = _pixels_of_classes(labels, logits.shape[1], ignore_index)
         groups = list(range(len(logits))) if per_image else [slice(None)]
         # The one wait for the device: sorting for 124 classes, of which a crop has 10, would cost more.
@@ -255,7 +255,7 @@ def _interpolation(logits: Tensor, labels: Tensor, align_corners: bool) -> tuple
     """The matrices (H, h) and (W, w) of bilinear interpolation."""
     like = torch.empty(0, dtype=_dtype(logits), device=logits.device)
     height, width = (
-        _bilinear_weights(logits.shape[axis], labels.shape[axis - 1], align_corners, like) for axis in (2, 3)
+        bilinear_weights(logits.shape[axis], labels.shape[axis - 1], align_corners, like) for axis in (2, 3)
     )
     return height, width
 
@@ -264,7 +264,7 @@ def _log2_sums(logits: Tensor, labels: Tensor, align_corners: bool) -> Tensor:
     """(B, H, W): x such that p = 2^(upsampled logit / ln 2 - x)."""
     sums = torch.empty(labels.shape, dtype=_dtype(logits), device=logits.device)
     for index in range(len(logits)):
-        for block in _upsampled_blocks(_rows_first(logits[index]), (labels.shape[1], labels.shape[2]), align_corners):
+        for block in _upsampled_blocks(rows_first(logits[index]), (labels.shape[1], labels.shape[2]), align_corners):
             sums[index, block.rows] = block.logits.logsumexp(1) / math.log(2)
     return sums
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .dense import _full_precision, _rows_first, _upsampled_blocks
+from .dense import _upsampled_blocks, full_precision, rows_first
 
 
 def upsampled_mask_scores(class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -46,39 +46,10 @@ def upsampled_mask_argmax(class_logits: Tensor, mask_logits: Tensor, size: tuple
     num_labels = class_logits.shape[-1] - 1
     dtype = torch.uint8 if num_labels <= 255 else torch.int64
     labels = torch.empty((len(mask_logits), *size), dtype=dtype, device=mask_logits.device)
-    with _full_precision(mask_logits.device):
+    with full_precision(mask_logits.device):
         for index in range(len(mask_logits)):
             classes = class_logits[index].detach().float().softmax(dim=-1)[:, :-1].t()  # (K, Q)
-            for block in _upsampled_blocks(_rows_first(mask_logits[index].float()), size, align_corners=False):
+            for block in _upsampled_blocks(rows_first(mask_logits[index].float()), size, align_corners=False):
                 scores = classes @ block.logits.sigmoid_()  # (K, Q) @ (rows, Q, W) -> (rows, K, W)
                 labels[index, block.rows] = scores.max(dim=1).indices.to(dtype)
     return labels
-
-
-@torch.compiler.disable()
-def upsampled_mask_confidence(
-    class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """`upsampled_mask_argmax`, and the share of the predicted class in the sum of all scores.
-
-    Args:
-        class_logits: (B, Q, K + 1), the last being "no object".
-        mask_logits: (B, Q, h, w).
-        size: (H, W).
-
-    Returns:
-        The classes (B, H, W), and fp32 (B, H, W) in 0..1: highest score / sum of scores.
-    """
-    num_labels = class_logits.shape[-1] - 1
-    dtype = torch.uint8 if num_labels <= 255 else torch.int64
-    labels = torch.empty((len(mask_logits), *size), dtype=dtype, device=mask_logits.device)
-    confidence = torch.empty((len(mask_logits), *size), dtype=torch.float32, device=mask_logits.device)
-    with _full_precision(mask_logits.device):
-        for index in range(len(mask_logits)):
-            classes = class_logits[index].detach().float().softmax(dim=-1)[:, :-1].t()  # (K, Q)
-            for block in _upsampled_blocks(_rows_first(mask_logits[index].float()), size, align_corners=False):
-                scores = classes @ block.logits.sigmoid_()  # (K, Q) @ (rows, Q, W) -> (rows, K, W)
-                highest = scores.max(dim=1)
-                labels[index, block.rows] = highest.indices.to(dtype)
-                confidence[index, block.rows] = highest.values / scores.sum(dim=1).clamp_(min=1e-12)
-    return labels, confidence

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .dense import _bilinear_weights
+from .dense import bilinear_weights
 
 
 SHORTEST = 1e-3  # length of a vector in a cosine at least; its inverse bounds the gradient of features that are all 0
@@ -194,7 +194,7 @@ class ResizedConv2d(nn.Conv2d):
         products = products.unflatten(1, (-1, 3)).flatten(2, 3)  # (B, out, 3 * h, W)
 
         precise = torch.empty(0, dtype=torch.promote_types(products.dtype, torch.float32), device=products.device)
-        weights = _bilinear_weights(height, new_height, self.align_corners, precise)  # (H, h)
+        weights = bilinear_weights(height, new_height, self.align_corners, precise)  # (H, h)
         # What the kernel's row i reads: the row i - 1 below; 0 outside of the map.
         padded = F.pad(weights, (0, 0, 1, 1))
         weights = torch.cat([padded[i : i + new_height] for i in range(3)], dim=1)  # (H, 3 * h)

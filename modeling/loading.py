@@ -27,6 +27,7 @@ from .architectures import VIDEO_MODELS
 
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WITHOUT_WEIGHTS = ("vss_ensemble",)  # whose folders name others, which are loaded as strictly
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -88,7 +89,8 @@ def load_strictly(
     stored: dict[str, str] = {}
     if folder.is_dir():
         check_config(folder)
-        stored = check_weight_files(folder)
+        if read_json(folder / "config.json")["model_type"] not in WITHOUT_WEIGHTS:
+            stored = check_weight_files(folder)
     elif not is_hub_id(source):
         raise FileNotFoundError(f"{source}: no such model folder (and not a Hub id of the form user/name)")
     with loading(source):

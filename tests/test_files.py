@@ -20,7 +20,7 @@ from vss_hf.cli_common import write_results
 from vss_hf.data import ClassList
 from vss_hf.files import full_disk_message, is_full_disk, replacing, write_bytes, write_json, write_text
 from vss_hf.hub_cards import write_card, write_eval_results
-from vss_hf.inference.prediction import write_submission
+from vss_hf.inference.submission import write_submission
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
 from vss_hf.overlay_video import FramePainter, OverlayWriter
 from vss_hf.training.recipe_yaml import to_yaml
@@ -135,8 +135,8 @@ def write_overlay_video(path: Path) -> None:
 def write_archive(path: Path) -> None:
     picture = path.parent / "label.png"
     if not picture.exists():
-        Image.fromarray(FRAME).save(picture)
-    write_submission([picture], path.parent, path)
+        Image.fromarray(FRAME[..., 0] % 124).save(picture)
+    write_submission([("video/0.png", picture)], path)
 
 
 WRITERS = {

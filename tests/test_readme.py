@@ -18,8 +18,12 @@ from official_trees import make_ade20k, make_cityscapes, make_coco_stuff  # noqa
 
 from vss_hf import VSPW, OCRNetConfig, OCRNetForSemanticSegmentation
 from vss_hf.cli import main
+from vss_hf.cli_inference import read_value
 from vss_hf.data import make_sample_dataset
 from vss_hf.data.splits import open_split
+from vss_hf.fields import settings_from
+from vss_hf.inference.cascade_psp import CascadePSPSettings
+from vss_hf.inference.ssa import SSASettings
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.training.recipe import build_recipe
 from vss_hf.training.stages import load_stages
@@ -41,6 +45,7 @@ SHELL = [
     for block in blocks(page, "bash")
     for line in block.splitlines()
 ]
+INFERENCE = [line.split("  #")[0].strip() for b in blocks("docs/inference.md", "bash") for line in b.splitlines()]
 PSEUDO_LABELS = [line.split("  #")[0].strip() for b in blocks("docs/training.md", "bash") for line in b.splitlines()]
 
 
@@ -104,6 +109,33 @@ def test_commands_on_the_demo(command, after_demo):
     words = [sys.executable, "-m", "vss_hf", *shlex.split(command)[1:]]
     result = subprocess.run(words, cwd=after_demo, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_way_through_inference(after_demo, monkeypatch):
+    """Every command of docs/inference.md on the demo, in order."""
+    monkeypatch.chdir(after_demo)
+    done = []
+    for command in [line for line in INFERENCE if "demo/" in line]:
+        with pytest.raises(SystemExit) as end:
+            main(shlex.split(command)[1:])
+        assert end.value.code == 0, command
+        done.append(command.split()[1])
+    assert set(done) == {"evaluate", "predict", "ensemble", "score", "submission"} and len(done) >= 12
+    run_blocks(blocks("docs/inference.md", "python"), after_demo)
+
+
+def test_refiners_of_the_page_have_these_fields():
+    words = [shlex.split(line) for line in INFERENCE if "--refine" in line]
+    kinds = []
+    for kind, _, value in (line[line.index("--refine") + 1].partition(":") for line in words):
+        given = read_value(value, "--refine")
+        settings = settings_from(
+            {"cascade-psp": CascadePSPSettings, "ssa": SSASettings}[kind],
+            {"model": given} if isinstance(given, str) else given,
+            kind,
+        )
+        kinds.append((kind, settings.model))
+    assert len(kinds) == 4 and ("cascade-psp", "models/cascade-psp") in kinds
 
 
 def test_recipe_is_valid():

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from vss_hf.data.sources import SOURCES
+from vss_hf.fields import known_or_raise, of_type, shown
 
 from .draws import ON_BAD_SAMPLE
-from .fields import known_or_raise, of_type, shown
 
 
 SAMPLING = ("every_frame", "every_nth", "one_per_video", "class_balanced")

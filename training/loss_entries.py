@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from vss_hf.data.statistics import CLASS_WEIGHTS, weights_of_classes
+from vss_hf.fields import known_or_raise, shown
 from vss_hf.modeling.losses import PixelLoss
 
 from .confusion_focal import ConfusionFocalLoss
-from .fields import known_or_raise, shown
 from .logit_adjustment import class_bias, logit_adjusted_cross_entropy, prior_of
 from .loss_terms import (
     OHEM_REDUCTIONS,

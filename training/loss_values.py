@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .fields import shown
+from vss_hf.fields import shown
 
 
 def check_number(value: float, place: str, least: float = 0, most: float = math.inf) -> None:

@@ -18,10 +18,10 @@ from typing import Any, get_type_hints
 import torch
 from torch.nn import functional as F
 
+from vss_hf.fields import known_or_raise, of_type, shown
 from vss_hf.modeling.losses import PixelLoss
 
 from .confusion_focal import ConfusionFocalLoss
-from .fields import known_or_raise, of_type, shown
 from .loss_entries import CAR, LOSSES, LogitAdjustment, Loss, LossData, SelfDistillation
 
 

@@ -13,7 +13,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_type_hints
 
-from .fields import known_or_raise, of_type, shown
+from vss_hf.fields import known_or_raise, of_type, shown
 
 
 class Paper(NamedTuple):

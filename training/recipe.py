@@ -20,13 +20,13 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from vss_hf.data.transforms import AugmentationConfig
+from vss_hf.fields import known_or_raise, of_type, shown
 from vss_hf.modeling.architectures import MODELS, VIDEO_MODELS, configuration_class, presets
 from vss_hf.modeling.configuration_segmenter import SegmenterConfig
 from vss_hf.modeling.loading import check_model_type
 
 from .arguments import VSSTrainingArguments
 from .data_recipe import DataRecipe
-from .fields import known_or_raise, of_type, shown
 from .recipe_files import merge_fields, read_recipe
 from .recipe_yaml import parse_yaml, plain
 

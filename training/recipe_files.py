@@ -17,7 +17,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from .fields import fits, kinds_of, known_or_raise, shown
+from vss_hf.fields import fits, kinds_of, known_or_raise, shown
+
 from .papers import PaperRecipe, parse_paper
 from .recipe_yaml import parse_yaml
 

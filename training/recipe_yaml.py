@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from .fields import shown
+from vss_hf.fields import shown
 
 
 MOST_VALUES = 10_000

@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from .fields import known_or_raise, of_type, shown
+from vss_hf.fields import known_or_raise, of_type, shown
 
 
 @dataclass

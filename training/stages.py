@@ -34,13 +34,13 @@ import torch
 from accelerate import PartialState
 from transformers.utils import logging
 
+from vss_hf.fields import known_or_raise
 from vss_hf.files import write_json
 from vss_hf.hub_cards import write_card, write_eval_results
 from vss_hf.inference.processes import failing_together, gather_texts, is_first
 
 from .arguments import VSSTrainingArguments
 from .checkpoints import clean_up, commit_folder, newest_checkpoint, partial_path
-from .fields import known_or_raise
 from .hub import link_or_copy
 from .recipe import SECTIONS, Recipe, build_recipe, parse_overrides, resolve_key, set_field
 from .recipe_files import merge_sections, read_recipe, unless_replaced

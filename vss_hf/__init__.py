@@ -37,6 +37,8 @@ PUBLIC = {
     "ConfusionMatrix": "vss_hf.metrics",
     "VideoConsistency": "vss_hf.metrics",
     "config_from_preset": "vss_hf.modeling.architectures",
+    "EnsembleConfig": "vss_hf.modeling.configuration_ensemble",
+    "EnsembleForSemanticSegmentation": "vss_hf.inference.ensemble",
 }
 for _file, _configuration, _model in ALL.values():
     PUBLIC[_configuration] = f"vss_hf.modeling.configuration_{_file}"

@@ -27,13 +27,18 @@ def register_configurations() -> None:
     """AutoConfig knows our model types."""
     from transformers.models.auto.configuration_auto import AutoConfig
 
+    from vss_hf.modeling.configuration_ensemble import EnsembleConfig
+
     for model_type in ALL:
         AutoConfig.register(model_type, configuration_class(model_type), exist_ok=True)
+    AutoConfig.register(EnsembleConfig.model_type, EnsembleConfig, exist_ok=True)
 
 
 def register_models() -> None:
     """AutoModel, AutoModelForSemanticSegmentation and AutoBackbone know what of ours is theirs."""
     from transformers.models.auto.modeling_auto import AutoBackbone, AutoModel, AutoModelForSemanticSegmentation
+
+    from vss_hf.inference.ensemble import EnsembleConfig, EnsembleForSemanticSegmentation
 
     for model_type in MODELS:
         for auto_class in (AutoModel, AutoModelForSemanticSegmentation):
@@ -42,17 +47,19 @@ def register_models() -> None:
         AutoBackbone.register(configuration_class(model_type), model_class(model_type), exist_ok=True)
     for model_type in (*VIDEO_MODELS, *REFINERS):
         AutoModel.register(configuration_class(model_type), model_class(model_type), exist_ok=True)
+    for auto_class in (AutoModel, AutoModelForSemanticSegmentation):
+        auto_class.register(EnsembleConfig, EnsembleForSemanticSegmentation, exist_ok=True)
 
 
 def register_image_processors() -> None:
     """AutoImageProcessor knows our processor."""
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+    from vss_hf.modeling.configuration_ensemble import EnsembleConfig
     from vss_hf.modeling.image_processing_vss import VSSImageProcessor, VSSImageProcessorPil
 
     backends = {"torchvision": VSSImageProcessor, "pil": VSSImageProcessorPil}
-    for model_type in (*MODELS, *VIDEO_MODELS):
-        config_class = configuration_class(model_type)
+    for config_class in (*map(configuration_class, (*MODELS, *VIDEO_MODELS)), EnsembleConfig):
         AutoImageProcessor.register(config_class, image_processor_classes=backends, exist_ok=True)
 
 

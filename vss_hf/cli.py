@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .cli_common import (
-    DataFolder,
+    Device,
     JsonFile,
     by_reason,
     camera_or_path,
@@ -23,8 +23,11 @@ from .cli_common import (
     write_results,
 )
 from .cli_data import data_app
+from .cli_ensemble import ensemble_app
+from .cli_evaluate import evaluate, score
+from .cli_inference import Refine, Smooth, TestTimeAugmentation, open_segmenter
 from .cli_pseudo_label import pseudo_label
-from .files import write_json
+from .cli_submission import DEFAULT_ROOT, ZipRoot, submission_app
 
 
 app = typer.Typer(
@@ -36,17 +39,11 @@ app = typer.Typer(
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},  # --repo_id is --repo-id
 )
 app.add_typer(data_app, name="data")
+app.add_typer(ensemble_app, name="ensemble")
+app.add_typer(submission_app, name="submission")
 app.command("pseudo-label")(pseudo_label)
 
-Protocol = Annotated[
-    str, typer.Option(help="mIoU over classes present in the ground truth (vspw) or with union > 0 (evaluate).")
-]
-Source = Annotated[
-    str, typer.Option(help="Layout of the data: vspw, coco_stuff, ade20k, cityscapes, pascal_context, camvid, ...")
-]
-VCProtocol = Annotated[str, typer.Option(help="Video consistency: vspw-official, paper or dvis-legacy.")]
 OverlayStyle = Literal["side-by-side", "painted"]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU if there is one.")]
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
@@ -68,95 +65,8 @@ def train(context: typer.Context) -> None:
         raise typer.Exit(stopped.exit_code) from None
 
 
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder or Hub repo.")],
-    data: DataFolder,
-    split: Annotated[str, typer.Option(help="A split with masks.")] = "val",
-    source: Source = "vspw",
-    table: Annotated[
-        str | None, typer.Option(help="Score in VSPW's classes by this remap table: default, liberal or a CSV file.")
-    ] = None,
-    json_file: JsonFile = None,
-    protocol: Protocol = "vspw",
-    vc_protocol: VCProtocol = "vspw-official",
-    confusion: Annotated[
-        Path | None,
-        typer.Option(help="Write the confusion matrix here, as JSON: for the loss confusion_focal of a recipe."),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Frames per forward pass.")] = 4,
-    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
-    device: Device = None,
-) -> None:
-    """Measure mIoU and video consistency of a model on labelled videos.
-
-    Several GPUs: torchrun --nproc_per_node=8 -m vss_hf evaluate ...
-    """
-    from vss_hf.inference import VideoSegmenter, evaluate_model
-    from vss_hf.inference.class_scores import show_results, training_statistics
-    from vss_hf.inference.processes import failing_together, is_first, joined_processes
-
-    check_writable(json_file)
-    check_writable(confusion)
-    with joined_processes(device) as own_device:
-        with failing_together():
-            segmenter = VideoSegmenter.from_pretrained(model, own_device)
-        results = evaluate_model(
-            segmenter,
-            data,
-            split,
-            source=source,
-            table=table,
-            protocol=protocol,
-            vc_protocol=vc_protocol,
-            training=training_statistics(data, segmenter.names, source, table),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            with_confusion=confusion is not None,
-            progress=lambda frames, total: progress_bar(frames, total, "evaluating"),
-        )
-        counts = results.pop("confusion", None)
-        if is_first():
-            if confusion is not None:
-                write_json(confusion, counts)
-            show_results(results)
-            write_results(results, json_file)
-
-
-@app.command()
-def score(
-    predictions: Annotated[Path, typer.Option(help="Folder with <video>/<frame>.png, indices 0..num_labels-1.")],
-    data: DataFolder,
-    split: Annotated[str, typer.Option(help="A split with masks.")] = "val",
-    source: Source = "vspw",
-    table: Annotated[
-        str | None,
-        typer.Option(
-            help="default, liberal or a CSV file: score in VSPW's classes; "
-            "reverse: score predictions of VSPW's classes in the data set's own."
-        ),
-    ] = None,
-    json_file: JsonFile = None,
-    protocol: Protocol = "vspw",
-    vc_protocol: VCProtocol = "vspw-official",
-) -> None:
-    """Score anybody's prediction files by the same rules."""
-    from vss_hf.inference import score_predictions
-    from vss_hf.inference.class_scores import show_results
-
-    check_writable(json_file)
-    results = score_predictions(
-        predictions,
-        data,
-        split,
-        source=source,
-        table=table,
-        protocol=protocol,
-        vc_protocol=vc_protocol,
-        progress=lambda frames, total: progress_bar(frames, total, "scoring"),
-    )
-    show_results(results)
-    write_results(results, json_file)
+app.command()(evaluate)
+app.command()(score)
 
 
 @app.command()
@@ -175,18 +85,25 @@ def predict(
     ] = "side-by-side",
     alpha: Annotated[float, typer.Option(min=0, max=1, help="Strength of the overlay's colours.")] = 0.6,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop each video or camera after so many.")] = None,
+    tta: TestTimeAugmentation = None,
+    refine: Refine = None,
+    smooth: Smooth = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Frames per forward pass, for image models.")] = 1,
     submission: Annotated[
-        Path | None, typer.Option(help="Also pack the PNGs into this zip for the VSPW server.")
+        Path | None, typer.Option(help="Also pack a VSPW root's PNGs into this zip for the challenge.")
     ] = None,
+    zip_root: ZipRoot = DEFAULT_ROOT,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="For a VSPW root: begin anew instead of going on.")
+    ] = False,
     json_file: JsonFile = None,
     device: Device = None,
 ) -> None:
     """Label a video, frames, an image or what a camera sees. Ctrl-C or SIGTERM ends it and keeps what is done.
 
-    Several GPUs share the videos of a VSPW root: torchrun --nproc_per_node=8 -m vss_hf predict ...
+    With a VSPW root, the same command goes on where it stopped, and several GPUs share the videos:
+    accelerate launch -m vss_hf predict ..., or torchrun --nproc_per_node=8 -m vss_hf predict ...
     """
-    from vss_hf.inference import VideoSegmenter
     from vss_hf.inference import predict as run
     from vss_hf.inference.processes import failing_together, is_first, joined_processes
 
@@ -195,7 +112,7 @@ def predict(
     what = camera_or_path(source, camera)
     with joined_processes(device) as own_device:
         with failing_together():
-            segmenter = VideoSegmenter.from_pretrained(model, own_device)
+            segmenter = open_segmenter(model, own_device, tta, refine, smooth)
         results = run(
             segmenter,
             what,
@@ -207,18 +124,22 @@ def predict(
             overlay_style=overlay_style,
             alpha=alpha,
             submission=submission,
+            zip_root=zip_root,
+            overwrite=overwrite,
             progress=progress_bar,
         )
         if is_first():
-            rate = f"{results['frames_per_second']:.1f} frames per second"
-            typer.echo(f"{results['frames']} label maps of {results['videos']} videos in {out}, {rate}")
+            rate = results["frames_per_second"]
+            speed = "" if rate is None else f", {rate:.1f} frames per second"
+            before = f" ({results['videos_before']} were there before)" if results["videos_before"] else ""
+            typer.echo(f"{results['frames']} label maps of {results['videos']} videos in {out}{before}{speed}")
             for path in results["files"]:
                 typer.echo(path)
             write_results(results, json_file)
     number = results["stop_signal"]
     if number and not (isinstance(what, int) and number == signal.SIGINT):  # a camera has no other end than Ctrl-C
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        typer.echo(f"stopped by {name}; what is written is whole", err=True)
+        typer.echo(f"stopped by {name}; what is written is whole, and with a VSPW root the command goes on", err=True)
         raise typer.Exit(128 + number)
 
 

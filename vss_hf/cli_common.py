@@ -15,6 +15,7 @@ from vss_hf.files import write_json
 DataFolder = Annotated[
     Path, typer.Option("--data", help="Data set: a folder, or owner/name of packed data on the Hub.")
 ]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU if there is one.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the results here, for programs.")]
 
 

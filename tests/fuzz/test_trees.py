@@ -66,6 +66,9 @@ class Blind:
     def reset(self):
         pass
 
+    def settings(self):
+        return {}
+
     def label_batch(self, frames):
         return [np.zeros(frame.shape[:2], np.uint8) for frame in frames]
 

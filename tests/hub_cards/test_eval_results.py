@@ -74,6 +74,13 @@ def test_own_classes_of_another_layout_are_the_data_sets(tmp_path):
     assert {result.dataset_type for result in model_index(results, "owner/cityscapes")} == {"owner/cityscapes"}
 
 
+def test_what_made_the_labels_beside_the_model_is_said(tmp_path):
+    made_by = {"tta": {"scales": [0.5, 1.0], "flip": True}, "label_steps": [{"step": "CascadePSP"}]}
+    (entry, *_) = read(write_eval_results(tmp_path, {**RESULTS, **made_by}))
+    assert 'with tta {"scales": [0.5, 1.0], "flip": true}; label_steps [{"step": "CascadePSP"}]' in entry.notes
+    assert "tta" not in read(write_eval_results(tmp_path, RESULTS))[0].notes
+
+
 def test_splits_do_not_overwrite_each_other(tmp_path):
     paths = {write_eval_results(tmp_path, {**RESULTS, "split": split}) for split in ("val", "test", "val")}
     assert {path.name for path in paths} == {"camvid_vspw-val.yaml", "camvid_vspw-test.yaml"}

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -36,6 +37,14 @@ def printed_by(*words: str | Path) -> tuple[str, str, int]:
     return out.getvalue(), err.getvalue(), code
 
 
+def leave_out_some(labels: Path, out: Path) -> None:
+    """A copy of label maps of which a frame, a stretch of frames and a video are missing."""
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(labels, out, ignore=shutil.ignore_patterns("*.mp4", "*.json", "b_large"))
+    for frame in ("a/00000009", "d/00000000", "k/00000013", "k/00000014"):
+        (out / f"{frame}.png").unlink()
+
+
 def main(folder: Path) -> None:
     """All checks in one start, because starting takes seconds."""
     root, few, damaged, model = folder / "root", folder / "few", folder / "damaged", folder / "model"
@@ -57,11 +66,19 @@ def main(folder: Path) -> None:
             split="val",
             overlay_video=True,
             submission=folder / "submission.zip",
+            overwrite=True,  # of other numbers of processes
             progress=lambda frames, length, name: (shown.append(length), frames)[1],
         )
         found["progress"] = shown
         found["one image"] = predict(segmenter, folder / "picture.png", folder / "labels_of_one")
         found["score"] = score_predictions(folder / "labels", root)
+        if rank == 0:
+            leave_out_some(folder / "labels", folder / "some_labels")
+        dist.barrier()
+        some = folder / "some_labels"
+        for missing in ("skip", "wrong"):
+            found[f"score, {missing}"] = score_predictions(some, root, missing=missing, with_timeline=True)
+        found["other files"] = error_of(score_predictions, folder / "labels" if rank else some, root, missing="skip")
 
         found["damaged"] = error_of(evaluate_model, segmenter, damaged)
         found["damaged, workers"] = error_of(evaluate_model, segmenter, damaged, num_workers=1)

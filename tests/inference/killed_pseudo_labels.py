@@ -6,18 +6,15 @@ Everything runs in forks of this process, which saves importing torch each time.
 """
 
 import json
-import os
 import shutil
 import signal
-import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from colour_model import files_of, segmenter
+from killed_processes import fork, kill_at_file_operation, together, wait
 
-from vss_hf.inference.processes import joined_processes
 from vss_hf.inference.pseudo_labels import pseudo_label
 from vss_hf.inference.pseudo_labels_filters import PseudoLabelSettings
 
@@ -28,60 +25,6 @@ SETTINGS = PseudoLabelSettings(class_balanced=0.5, balance_every=2, temporal_win
 def label(root: Path, out: Path) -> None:
     """The whole work."""
     pseudo_label(segmenter(), root, out, split="test", settings=SETTINGS, batch_size=2)
-
-
-def kill_at_file_operation(folder: Path, number: int) -> None:
-    """This process ends itself, as SIGKILL would, before its `number`-th change of a file below `folder`."""
-    left = [number]
-
-    def hook(event: str, arguments: tuple) -> None:
-        writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-        changes = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "shutil.rmtree")
-        if not writes and event not in changes:
-            return
-        if event in ("os.remove", "os.rmdir") or any(str(folder) in str(argument) for argument in arguments[:2]):
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
-
-
-def fork(action: Callable[[], None]) -> int:
-    """Do something in a fork; returns its process id."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            action()
-            code = 0
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    return pid
-
-
-def wait(pid: int) -> int:
-    """The exit code of a fork (negative: a signal)."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def together(root: Path, out: Path, world: int, kill_first_at: int | None = None) -> list[int]:
-    """The whole work by several processes, of which one may be killed; all exit codes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def one(rank: int) -> None:
-        os.environ |= {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        if kill_first_at is not None and rank == 0:
-            kill_at_file_operation(out, kill_first_at)
-        with joined_processes("cpu"):
-            label(root, out)
-
-    pids = [fork(lambda rank=rank: one(rank)) for rank in range(world)]
-    return [wait(pid) for pid in pids]
 
 
 def main() -> None:
@@ -114,11 +57,14 @@ def main() -> None:
         break
     shutil.rmtree(out)
 
-    found["codes"] += together(root, out, 2)
+    def work():
+        label(root, out)
+
+    found["codes"] += together(work, out, 2)
     compare(out, "two processes")
-    codes = together(root, out, 2, kill_first_at=operation // 3)
+    codes = together(work, out, 2, kill_first_at=operation // 3)
     found["killed_together"] = codes
-    found["codes"] += together(root, out, 3)
+    found["codes"] += together(work, out, 3)
     compare(out, "two processes, one killed, then three")
     print(json.dumps(found))
 

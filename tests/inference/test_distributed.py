@@ -11,6 +11,7 @@ import evaluate_together
 import numpy as np
 import pytest
 import torch
+from colour_model import files_of
 from PIL import Image
 from test_evaluate_video_models import write_video_model
 
@@ -231,15 +232,12 @@ def test_prediction(found, folder, segmenter, tmp_path):
     alone = predict(
         segmenter, folder / "root", tmp_path / "labels", split="val", overlay_video=True, submission=archive
     )
-    ours = {path.relative_to(tmp_path / "labels"): path for path in (tmp_path / "labels").rglob("*.*")}
-    theirs = {path.relative_to(folder / "labels"): path for path in (folder / "labels").rglob("*.*")}
-    assert ours.keys() == theirs.keys() and len(ours) == sum(VIDEOS.values()) + len(VIDEOS)
-    for name in ours:
-        if name.suffix == ".png":
-            assert ours[name].read_bytes() == theirs[name].read_bytes(), name
-    with zipfile.ZipFile(archive) as one, zipfile.ZipFile(folder / "submission.zip") as other:
-        assert one.namelist() == other.namelist() and len(one.namelist()) == sum(VIDEOS.values())
-        assert all(one.read(name) == other.read(name) for name in one.namelist())
+    ours, theirs = files_of(tmp_path / "labels"), files_of(folder / "labels")
+    assert ours.keys() == theirs.keys() and len(ours) == sum(VIDEOS.values()) + 2 * len(VIDEOS) + 1  # with records
+    assert not [name for name in ours if ours[name] != theirs[name]]
+    assert archive.read_bytes() == (folder / "submission.zip").read_bytes()
+    with zipfile.ZipFile(archive) as one:
+        assert len(one.namelist()) == sum(VIDEOS.values())
     wanted = [str(folder / Path(path).relative_to(tmp_path)) for path in alone["files"]]
     assert [Path(path).name for path in wanted] == [*(f"{name}_overlay.mp4" for name in VIDEOS), "submission.zip"]
     for one in found:
@@ -253,6 +251,11 @@ def test_prediction(found, folder, segmenter, tmp_path):
 def test_scores_of_files(found, folder):
     alone = numbers(score_predictions(folder / "labels", folder / "root"))
     assert all(numbers(one["score"]) == alone for one in found)
+    for missing in ("skip", "wrong"):
+        some = score_predictions(folder / "some_labels", folder / "root", missing=missing, with_timeline=True)
+        assert some["coverage"]["frames_missing"] == 8 and len(some["timeline"]) == len(some["per_video"])
+        assert all(numbers(one[f"score, {missing}"]) == numbers(some) for one in found)
+    assert all("does not hold the same files for all processes" in one["other files"] for one in found)
 
 
 # --- errors reach everybody
@@ -355,7 +358,7 @@ def test_commands_under_torchrun(folder, model, segmenter, tmp_path):
     results = tmp_path / "results.json"
     done = torchrun(2, "-m", "vss_hf", "evaluate", model, "--data", folder / "root", "--json", results)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("mean_iou") == 1
+    assert done.stdout.count("pixel_accuracy") == 1
     assert numbers(json.loads(results.read_text())) == numbers(evaluate_model(segmenter, folder / "root"))
     words = ["predict", model, folder / "root", "--out", tmp_path / "labels", "--split", "val"]
     done = torchrun(2, "-m", "vss_hf", *words, "--submission", tmp_path / "submission.zip")

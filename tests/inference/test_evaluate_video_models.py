@@ -93,7 +93,9 @@ def test_numbers_are_those_of_clips(folder, segmenter, tmp_path):
     by_hand = numbers(score_predictions(tmp_path, folder / "root"))
     found = numbers(evaluate_model(segmenter, folder / "root"))
     assert found["frames"] == sum(VIDEOS.values()) and 0 < found["mean_iou"] < 1 and 0 < found["vc8"] < 1
-    for key, value in by_hand.items():
+    nested = {"per_video", "consistency", "mean_iou_protocols"}  # that these are the same numbers is tested elsewhere
+    for key in by_hand.keys() - nested - {"coverage", "predictions"}:
+        value = by_hand[key]
         if isinstance(value, float):
             assert found[key] == pytest.approx(value, abs=2e-3), key  # one frame has 1,872 pixels; a tie may fall
         elif isinstance(value, dict):

@@ -72,6 +72,9 @@ class Painted:
     def reset(self):
         pass
 
+    def settings(self):
+        return {}
+
     def label_batch(self, frames):
         return [self.answers[frame[..., 0]] for frame in frames]
 

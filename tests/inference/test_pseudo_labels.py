@@ -33,7 +33,8 @@ from vss_hf.inference.pseudo_labels_filters import (
     confidence_counts,
     with_neighbours,
 )
-from vss_hf.inference.segmenter import SegmentedFrame
+from vss_hf.inference.segmenter import SegmentedFrame, VideoSegmenter
+from vss_hf.inference.views import TTA
 
 
 CLOSE = 1e-5  # probabilities that are nearer to a threshold, or to each other, may fall on either side in float32
@@ -403,6 +404,9 @@ def test_a_second_run_does_nothing_or_says_what_differs(data, tmp_path):
     resized.processor.do_resize = True
     with pytest.raises(ValueError, match=r"begun with model\.processor\.do_resize False, now it is True"):
         pseudo_label(resized, data, out, split="test", settings=settings)
+    mirrored = VideoSegmenter(segmenter().model, segmenter().processor, tta=TTA(flip=True))
+    with pytest.raises(ValueError, match=r"begun with segmenter\.tta\.\w+ None, now it is"):
+        pseudo_label(mirrored, data, out, split="test", settings=settings)
     (data / "test.txt").write_text("single\n")
     with pytest.raises(ValueError, match=r"begun with data\.videos 3, now it is 1"):
         pseudo_label(segmenter(), data, out, split="test", settings=settings)

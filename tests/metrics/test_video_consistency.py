@@ -132,14 +132,15 @@ def test_memory_does_not_grow_with_length():
     still = torch.zeros(5, 6, dtype=torch.uint8)
 
     def kept_bytes():
-        return sum(v.numel() * v.element_size() for v in vars(consistency).values() if isinstance(v, torch.Tensor))
+        kept = [*vars(consistency).values(), *vars(consistency._runs).values()]
+        return sum(v.numel() * v.element_size() for v in kept if isinstance(v, torch.Tensor))
 
     consistency.add_frame(still, still)
     first = kept_bytes()
     for _ in range(60):
         consistency.add_frame(still, still)
-    assert kept_bytes() == first == 30 * (1 + 1 + 4 + 4) + 2 * 3 * 8
-    assert not any(isinstance(value, (list, dict, set)) for value in vars(consistency).values())
+    assert kept_bytes() == first == 30 * 6 + 2 * 3 * 8  # six maps of bytes
+    assert not any(isinstance(value, (list, set)) for value in vars(consistency).values())
 
 
 def test_errors_name_the_thing():

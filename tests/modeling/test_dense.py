@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 from vss_hf.modeling import dense
 from vss_hf.modeling.dense import (
     upsampled_argmax,
-    upsampled_confidence,
     upsampled_confusion,
     upsampled_cross_entropy,
 )
@@ -89,7 +88,7 @@ def test_cross_entropy_equals_interpolate_then_cross_entropy(shape, size, align_
 def test_bilinear_weights_follow_torch(in_size, out_size, align_corners):
     identity = torch.eye(in_size)[:, None, :, None]  # every input position as one image (in_size, 1, in_size, 1)
     expected = interpolate(identity, (out_size, 1), align_corners)[:, 0, :, 0].t()
-    weights = dense._bilinear_weights(in_size, out_size, align_corners, identity)
+    weights = dense.bilinear_weights(in_size, out_size, align_corners, identity)
     # Both round the coordinate (up to in_size) in float32
     torch.testing.assert_close(weights, expected, rtol=0, atol=2 * in_size * torch.finfo(torch.float32).eps)
 
@@ -366,24 +365,6 @@ def test_argmax_and_confusion_equal_the_naive(shape, size, align_corners):
     assert actual.dtype == torch.int64 and torch.equal(actual, counts)
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("shape, size", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_confidence_is_the_largest_probability(shape, size, align_corners, dtype):
-    logits = make(shape, size, dtype=dtype)[0].detach() * 4
-    labels, confidence = upsampled_confidence(logits, size, align_corners=align_corners)
-    expected = interpolate(logits.double(), size, align_corners).softmax(1)
-    assert torch.equal(labels, upsampled_argmax(logits, size, align_corners=align_corners))
-    assert confidence.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(confidence.double(), expected.amax(1), rtol=0, atol=1e-5)
-
-
-def test_confidence_of_enormous_logits():
-    logits = torch.tensor([3e4, -3e4, 2.9e4], dtype=torch.float16)[None, :, None, None].expand(1, 3, 4, 4)
-    labels, confidence = upsampled_confidence(logits, (9, 9))
-    assert (labels == 0).all() and (confidence == 1).all()
-
-
 def test_argmax_first_class_wins_ties():
     # Small integers at a factor of 4: every weight and product is exact in float32, so ties are real ties
     logits = torch.randint(0, 3, (2, 6, 5, 5)).float()
@@ -418,7 +399,6 @@ def test_no_tensor_of_the_upsampled_size_is_ever_made():
         "loss": lambda: upsampled_cross_entropy(logits, labels, pixel_weights=confusion_free).backward(),
         "map": lambda: upsampled_cross_entropy(logits, labels, reduction="none").sum().backward(),
         "argmax": lambda: upsampled_argmax(logits, (height, width)),
-        "confidence": lambda: upsampled_confidence(logits, (height, width)),
         "confusion": lambda: upsampled_confusion(logits, labels),
     }
     for name, function in functions.items():

@@ -6,7 +6,7 @@ from test_dense import LargestTensor
 from torch.nn import functional as F
 
 from vss_hf.modeling import dense
-from vss_hf.modeling.dense_masks import upsampled_mask_argmax, upsampled_mask_confidence, upsampled_mask_scores
+from vss_hf.modeling.dense_masks import upsampled_mask_argmax, upsampled_mask_scores
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 
 
@@ -34,18 +34,14 @@ def test_labels_are_the_argmax_of_the_scores(monkeypatch, size, dtype):
     clear = best - second > 1e-5
     assert labels.dtype == torch.uint8 and clear.float().mean() > 0.99
     assert torch.equal(labels.long()[clear], expected.argmax(dim=1)[clear])
-    same, confidence = upsampled_mask_confidence(classes, masks, size)
-    assert torch.equal(same, labels) and confidence.dtype == torch.float32
-    torch.testing.assert_close(confidence.double(), best / expected.sum(dim=1), rtol=1e-5, atol=1e-6)
 
 
 def test_neither_masks_nor_scores_exist_at_full_size(monkeypatch):
     monkeypatch.setattr(dense, "_BLOCK_BYTES_CPU", 40_000)
     classes, masks = make(queries=20, num_labels=20, size=(8, 9))
-    for function in (upsampled_mask_argmax, upsampled_mask_confidence):
-        with LargestTensor() as largest:
-            function(classes, masks, (64, 72))
-        assert largest.elements <= 20_000 < 20 * 64 * 72
+    with LargestTensor() as largest:
+        upsampled_mask_argmax(classes, masks, (64, 72))
+    assert largest.elements <= 20_000 < 20 * 64 * 72
 
 
 def test_the_image_processor_makes_label_maps_of_queries_and_masks():

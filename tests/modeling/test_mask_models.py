@@ -22,7 +22,7 @@ from transformers import (
     SwinForImageClassification,
 )
 
-from vss_hf.inference.scores import semantic_labels, semantic_scores
+from vss_hf.inference import semantic_labels, semantic_scores
 from vss_hf.modeling.mask_labels import masks_from_labels
 from vss_hf.modeling.mask_losses import VOID_LOGIT
 

@@ -15,6 +15,7 @@ from component_cases import (
     BISENET_PARTS,
     compare_bisenet_part,
     compare_cascade_psp,
+    compare_cascade_psp_regions,
     compare_dcnv3_core,
     compare_dcnv3_layer,
 )
@@ -79,6 +80,9 @@ KINDS = (
         lambda settings: "RefinementModule" in settings["kind"],
         compare_cascade_psp,
         ("full/out_224", "given_s8/.*", "given_s8_s4/.*", "grad_image", "grad_seg"),
+    ),
+    Kind(
+        "10_*/**/config.json", having("split_files"), compare_cascade_psp_regions, ("region .*", "box .*", "labels .*")
     ),
     Kind("12_*/**/values.json", having("vspw_vc"), compare_metrics, ("vspw mean_iou", "vc8.*")),
 )

@@ -1,13 +1,17 @@
 """Operators, layers, parts of networks and refiners against the numbers of the original code."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from rows import (
     GRADIENT,
     Row,
     compare,
+    compare_exactly,
     compare_largest,
     compare_parameter_gradients,
     part,
@@ -20,6 +24,7 @@ from vss_hf.convert import bisenet, load_reference_state_dict
 from vss_hf.convert.mmseg_config import mmseg_resnet_config
 from vss_hf.convert.resnet import MMSEG_RESNET
 from vss_hf.convert.tables import Rename, Table, joined, rename, under
+from vss_hf.inference.components import Claims, split_regions
 from vss_hf.modeling import dcnv3_gather
 from vss_hf.modeling.configuration_cascade_psp import BACKBONE, CascadePSPConfig
 from vss_hf.modeling.dcnv3 import DCNv3, dcnv3
@@ -178,6 +183,35 @@ def cascade_psp_outputs(output: Any) -> dict[str, torch.Tensor]:
     logits |= dict(zip(("out_28_3", "out_28_2", "out_28"), reversed(output.logits_stride8), strict=False))
     logits |= dict(zip(("out_56_2", "out_56"), reversed(output.logits_stride4), strict=False))
     return logits | {name.replace("out", "pred"): tensor.sigmoid() for name, tensor in logits.items()}
+
+
+def compare_cascade_psp_regions(folder: Path) -> list[Row]:
+    """The label maps of the scene parsing scripts: their regions, boxes, and what becomes of them with given masks."""
+    case, tensors = read_case(folder)
+    # Classes of which a pixel must be nearly certain there, as ADE20K counts them from 1.
+    stuff = [1, 2, 3, 4, 6, 7, 10, 12, 14, 17, 22, 26, 27, 29, 30, 47, 49, 52, 53, 55, 60, 61, 62, 69, 80, 85, 92, 95]
+    stuff += [97, 102, 106, 110, 114, 129, 141]
+    rows, names = [], []
+    for image in sorted(part(tensors, "in_seg/")):
+        labels = tensors[f"in_seg/{image}"].numpy()
+        regions, numbers = split_regions(labels), Counter()
+        claims = Claims(labels)
+        for number, region in enumerate(regions):
+            numbers[region.label] += 1
+            name = f"{image}_{region.label}.{numbers[region.label]}"
+            names.append(f"{name}_seg.png")
+            (top, bottom), (left, right) = ((each.start, each.stop) for each in region.box)
+            box = case["masks"][f"{name}_mask.png"]["box_rmin_rmax_cmin_cmax"]
+            rows.append(compare_exactly(f"box {name}", [top, bottom, left, right], box))
+            wanted = tensors[f"split_seg/{name}"][region.box] > 0
+            rows.append(compare_exactly(f"region {name}", torch.from_numpy(region.mask), wanted))
+            mask = Image.fromarray(tensors[f"mask/{name}"].numpy().astype(np.float32) / 255)
+            mask = np.array(mask.resize((right - left, bottom - top), Image.Resampling.BILINEAR))
+            claims.add(number, region, mask * np.float32(0.51) if region.label in stuff else mask)
+        claims.labels[tensors[f"gt/{image}"].numpy() == 0] = 0
+        rows.append(compare_exactly(f"labels {image}", torch.from_numpy(claims.labels), tensors[f"out_mask/{image}"]))
+    assert sorted(names) == sorted(case["split_files"])
+    return rows
 
 
 def compare_cascade_psp(folder: Path) -> list[Row]:

@@ -2,15 +2,20 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from rows import Row, compare_exactly, compare_numbers
 
+from vss_hf.data.labels import LABEL_FILE, VSPW
+from vss_hf.inference import score_predictions
 from vss_hf.metrics import ConfusionMatrix, VideoConsistency
 
 
 EXACT = 1e-9
+FLOAT32 = 1e-6  # mmseg and torchmetrics divide in fp32
+PERCENT = 1e-5  # numbers of mmseg that are rounded to 0.01 % and stored in fp32
 WINDOWS = (2, 8, 16)
 # our protocol -> (key of the reference's numbers, our score: their name)
 PROTOCOLS = {
@@ -46,6 +51,8 @@ def compare_metrics(folder: Path) -> list[Row]:
         scores = confusion(videos[name]).compute("vspw")
         rows += [compare_scores(f"vspw {name} ", scores, expected, ours, theirs) for ours, theirs in
                  (("mean_iou", "mIoU"), ("frequency_weighted_iou", "fwIoU"))]  # fmt: skip
+    rows += compare_areas(confusion(*videos.values()), values)
+    rows += compare_one_pass(folder, values)
     return rows + compare_consistency(videos, values["vspw_vc"])
 
 
@@ -75,6 +82,86 @@ def compare_confusion(matrix: ConfusionMatrix, values: dict[str, Any]) -> list[R
     area, counts = values["mmseg_iou_metric"]["area"], matrix.counts.double()
     ours = {"intersect": counts.diagonal(), "pred": counts.sum(0), "label": counts.sum(1) + matrix.missed}
     return rows + [compare_exactly(f"area {name}", ours[name].tolist(), area[name]) for name in ours]
+
+
+def compare_areas(matrix: ConfusionMatrix, values: dict[str, Any]) -> list[Row]:
+    """What other libraries make of the pixels of each class; 0 / 0 is left out of their means."""
+    hits, truth, predicted = (pixels.astype(np.float64) for pixels in matrix.class_pixels())
+    union = truth + predicted - hits
+    mmseg, torchmetrics = values["mmseg_iou_metric"], values["torchmetrics"]
+    with np.errstate(invalid="ignore"):
+        scores = {"IoU": hits / union, "Acc": hits / truth, "Dice": 2 * hits / (truth + predicted)}
+        scores |= {"Precision": hits / predicted, "Recall": hits / truth}
+        scores["Fscore"] = 2 * scores["Precision"] * scores["Recall"] / (scores["Precision"] + scores["Recall"])
+    means = {"aAcc": hits.sum() / truth.sum(), **{name: np.nanmean(of) for name, of in scores.items()}}
+    rows = [compare_exactly("area union", union.tolist(), mmseg["area"]["union"])]
+    for name, of in scores.items():
+        of = [None if np.isnan(value) else value for value in of]
+        rows.append(compare_numbers(f"mmseg {name} per class", of, mmseg["per_class"][name], FLOAT32))
+    for name, mean in means.items():
+        rows.append(compare_numbers(f"mmseg {name}", [mean], [mmseg["unrounded_mean"][name]], FLOAT32))
+        rounded = mmseg["official_rounded_percent"][name if name == "aAcc" else f"m{name}"]
+        rows.append(compare_numbers(f"mmseg {name} in percent", [round(100 * mean, 2)], [rounded], PERCENT))
+    occurs = union > 0
+    ours = {
+        "jaccard_macro": np.nanmean(scores["IoU"]),
+        "jaccard_micro": hits.sum() / union.sum(),
+        "jaccard_weighted": matrix.compute()["frequency_weighted_iou"],
+        "accuracy_macro": np.nan_to_num(scores["Acc"])[occurs].mean(),
+        "accuracy_micro": means["aAcc"],
+    }
+    rows += [compare_numbers(f"torchmetrics {name}", [of], [torchmetrics[name]], FLOAT32) for name, of in ours.items()]
+    per_class = np.nan_to_num(scores["IoU"])
+    rows.append(compare_numbers("torchmetrics jaccard_none", per_class, torchmetrics["jaccard_none"], FLOAT32))
+    # `beforeval` of VSPW's evaluator: predictions of classes that the truth does not have are dropped
+    kept = np.where(truth > 0, matrix.counts.numpy(), 0).astype(np.float64)
+    union = kept.sum(1) + kept.sum(0) - hits  # and with them the pixels of the truth that were predicted so
+    mean = (hits / np.maximum(union, 1))[truth > 0].mean()
+    expected = values["vspw_evaluator"]["mIoU_after_beforeval"]
+    return [*rows, compare_numbers("vspw mean_iou after beforeval", [mean], [expected], EXACT)]
+
+
+def complete_data_set(root: Path, layout: Path) -> None:
+    """The fixture's masks as a data set: with a class list, and frames, which nobody opens."""
+    (root / LABEL_FILE).write_text(json.dumps(dict(zip(VSPW.names, VSPW.disk_ids, strict=True))))
+    (root / "val.txt").write_text("\n".join(sorted(path.name for path in (layout / "data").iterdir())))
+    for masks in (layout / "data").glob("*/mask"):
+        frames = root / "data" / masks.parent.name / "origin"
+        frames.mkdir(parents=True)
+        frames.with_name("mask").symlink_to(masks.resolve())
+        for mask in masks.iterdir():
+            (frames / f"{mask.stem}.jpg").touch()
+
+
+def compare_one_pass(folder: Path, values: dict[str, Any]) -> list[Row]:
+    """`score_predictions` on the fixture's PNG files: every protocol and every video from one pass."""
+    with TemporaryDirectory() as root:
+        complete_data_set(Path(root), folder / "vspw_layout")
+        results = score_predictions(folder / "vspw_layout/predicts", root)
+    evaluator, windows = values["vspw_evaluator"], values["vspw_vc"]
+    found = {name: scores["mean_iou"] for name, scores in results["mean_iou_protocols"].items()}
+    pairs = {
+        "mean_iou vspw": (found["vspw"], evaluator["mIoU"]),
+        "mean_iou evaluate": (found["evaluate"], values["hf_evaluate_transformed"]["mean_iou"]),
+        "video mIoU": (results["mean_iou_over_videos"], evaluator["video_mIoU"]),
+        "video fwIoU": (results["frequency_weighted_iou_over_videos"], evaluator["video_fwIoU"]),
+    }
+    for n in (8, 16):
+        of, key = windows[f"VC{n}"], f"vc{n}"
+        consistency = {name: scores[key] for name, scores in results["consistency"].items()}
+        pairs[f"{key} official"] = consistency["vspw-official"], of["official_VC_perclip_score"]
+        pairs[f"{key} paper"] = consistency["paper"], of["NOT_official_also_requires_pred_equal_gt_nonvoid"]
+    rows = [compare_numbers(f"one pass, {name}", [ours], [theirs], EXACT) for name, (ours, theirs) in pairs.items()]
+    for video in results["per_video"]:
+        expected, name = evaluator["per_video"][video["video"]], f"one pass, {video['video']}"
+        ours = [video["mean_iou"], video["frequency_weighted_iou"]]
+        rows.append(compare_numbers(name, ours, [expected["mIoU"], expected["fwIoU"]], EXACT))
+    for n in (8, 16):  # the script prints a video's mean where it has windows; NaN where one of them is
+        printed = windows[f"VC{n}"]["official_per_video_printed"]
+        long = [video for video in results["per_video"] if video["frames"] > n]
+        ours = [video["consistency"]["vspw-official"][f"vc{n}"] for video in long]
+        rows.append(compare_numbers(f"one pass, vc{n} of each video", ours, printed, EXACT))
+    return rows
 
 
 def compare_scores(prefix: str, scores: dict[str, Any], expected: dict[str, Any], ours: str, theirs: str) -> Row:

@@ -457,13 +457,14 @@ def test_prediction_names_the_damaged_frame_and_keeps_the_others(root, model_fol
     words = ["--overlay"] if overlay else []
     line = failure(capsys, vss_hf, "predict", model_folder, root, "--split", "val", "--out", tmp_path / "p", *words)
     assert "v/origin/00000006.png: cannot be read" in line
-    assert sorted(path.name for path in (tmp_path / "p" / "v").iterdir()) == [f"{n:08d}.png" for n in range(6)]
-    for path in (tmp_path / "p" / "v").iterdir():
+    assert [path.name for path in (tmp_path / "p").iterdir()] == [".prediction"]  # no video is complete
+    partial = tmp_path / "p" / ".prediction" / "partial"
+    assert sorted(path.name for path in (partial / "v").iterdir()) == [f"{n:08d}.png" for n in range(6)]
+    for path in (partial / "v").iterdir():
         assert np.asarray(Image.open(path)).shape == (32, 48)
-    expected = {"v", "v_overlay.mp4"} if overlay else {"v"}
-    assert {path.name for path in (tmp_path / "p").iterdir()} == expected
+    assert {path.name for path in partial.iterdir()} == ({"v", "v_overlay.mp4"} if overlay else {"v"})
     if overlay:  # a whole file, up to the break
-        assert len(list(open_source(tmp_path / "p" / "v_overlay.mp4"))) == 6
+        assert len(list(open_source(partial / "v_overlay.mp4"))) == 6
     line = failure(capsys, vss_hf, "predict", model_folder, root / "data/v/origin", "--out", tmp_path / "q", *words)
     assert "v/origin/00000006.png: cannot be read" in line and len(list((tmp_path / "q" / "v").iterdir())) == 6
 
@@ -473,7 +474,7 @@ def test_prediction_on_a_disk_that_fills_up(root, model_folder, small_disk, caps
     with open(small_disk / "filler", "wb") as file:
         file.write(bytes(2**20 - 4 * 4096 - 4096))
     line = failure(capsys, vss_hf, "predict", model_folder, root, "--split", "val", "--out", small_disk)
-    written = sorted((small_disk / "v").iterdir())
+    written = sorted((small_disk / ".prediction" / "partial" / "v").iterdir())
     assert 2 <= len(written) <= 5
     for path in written:
         assert np.asarray(Image.open(path)).shape == (32, 48)

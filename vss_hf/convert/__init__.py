@@ -7,7 +7,7 @@ Whose names a checkpoint has, as `load_reference_state_dict` and `vss-hf convert
     detectron2     Facebook's MaskFormer and Mask2Former, on Swin and ResNet
     vspw_baseline  VSPW's own baselines: PSPNet, OCRNet, ST-PPM, TCB-OCR, on ResNet
     tmanet         TMANet on ResNet; its names are mmsegmentation's, so mmseg does as well
-    cascadepsp     CascadePSP's refinement network
+    cascadepsp     CascadePSP's refinement network, `--arch cascade-psp`
     internimage, volo, microsoft (Swin), facebook (ConvNeXt), torchvision (ResNet, Video Swin),
     video_swin (the original Video-Swin-Transformer), timm (ResNet, HRNet, VOLO)
                    classifiers, of which the backbone is taken

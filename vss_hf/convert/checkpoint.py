@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vss_hf.files import check_new_folder, new_folder, write_json
-from vss_hf.modeling.architectures import config_from_preset, model_class, presets
+from vss_hf.modeling.architectures import REFINERS, config_from_preset, configuration_class, model_class, presets
 from vss_hf.modeling.backbone import build_backbone
 from vss_hf.modeling.backbone_presets import backbone_fields, known_backbones
 from vss_hf.modeling.configuration_segmenter import backbone_config_from_dict
@@ -21,6 +21,8 @@ from .state_dict import ConversionReport, load_reference_state_dict, read_refere
 from .tables import rename
 
 
+# Networks without classes, of one size each: what `arch` calls them.
+REFINER_NAMES = {model_type.removeprefix("vss_").replace("_", "-"): model_type for model_type in REFINERS}
 # Fields that the checkpoint or its class names decide about, or transformers itself.
 NOT_CHANGED = {"model_type", "id2label", "label2id", "architectures", "transformers_version", "_name_or_path"}
 MAPS = {"out_features": "out_indices", "out_indices": "out_features"}  # each follows from the other
@@ -33,7 +35,7 @@ class Converted:
     Args:
         folder: where the model is.
         report: what was loaded, and what has no place on either side.
-        num_labels: classes of the model; None for a backbone.
+        num_labels: classes of the model; None for a backbone or a network that knows none.
     """
 
     folder: Path
@@ -54,8 +56,8 @@ def convert_checkpoint(
     Args:
         checkpoint: the file; see `read_reference_file`.
         source: whose names it has; see `load_reference_state_dict`.
-        arch: a preset of a model (`upernet-swin-large`), a backbone alone (`internimage-xl`), or a .json file with an
-            mmsegmentation configuration (`Config.fromfile(path).dump("config.json")` there).
+        arch: a preset of a model (`upernet-swin-large`), a backbone alone (`internimage-xl`), `cascade-psp`, or a
+            .json file with an mmsegmentation configuration (`Config.fromfile(path).dump("config.json")` there).
         out: folder to make, whole or not at all; one with files in it is refused.
         names: class names in the order of the label values; None: LABEL_0, LABEL_1, ... as many as the checkpoint's
             classifier has.
@@ -72,15 +74,16 @@ def convert_checkpoint(
         config = with_fields(config, fields)
     check_new_folder(out)
     tensors = read_reference_file(checkpoint)
-    num_labels = None
-    if hasattr(config, "backbone_config"):
+    num_labels, is_refiner = None, config.model_type in REFINERS
+    if hasattr(config, "backbone_config") and not is_refiner:
         num_labels = count_classes(tensors, source, config)
         if names is not None and len(names) != num_labels:
             raise ValueError(
                 f"{checkpoint}: the classifier has {num_labels} classes, but {len(names)} names are given"
             )
         config.id2label = dict(enumerate(names or [f"LABEL_{i}" for i in range(num_labels)]))
-    model = build_backbone(config) if num_labels is None else model_class(config.model_type)(config)
+    is_backbone = num_labels is None and not is_refiner
+    model = build_backbone(config) if is_backbone else model_class(config.model_type)(config)
     report = load_reference_state_dict(model, tensors, source)
     file = {"checkpoint": Path(checkpoint).name, "sha256": sha256(checkpoint)}
     origin = {**file, "source": source, "arch": Path(arch).name, **({"fields": fields} if fields else {})}
@@ -113,7 +116,9 @@ def find_config(arch: str) -> Any:
         return segmenter_config_from_mmseg(settings.get("model", settings))
     if arch in known_backbones():
         return backbone_config_from_dict(backbone_fields(arch))
-    known = [*presets(), *known_backbones()]
+    if arch in REFINER_NAMES:
+        return configuration_class(REFINER_NAMES[arch])()
+    known = [*presets(), *known_backbones(), *REFINER_NAMES]
     if arch not in known:
         raise ValueError(f"architecture '{arch}' is not known; {nearest(arch, known)}")
     return config_from_preset(arch)

@@ -178,19 +178,23 @@ def read_image(path: str | Path) -> np.ndarray:
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def read_mask(path: str | Path) -> np.ndarray:
+def read_mask(path: str | Path, data: bytes | None = None) -> np.ndarray:
     """Reads a mask as uint8 (H, W), the values stored in the file.
+
+    Args:
+        path: the file.
+        data: what it holds, where that has been read already (from an archive); errors call it `path` all the same.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is empty, truncated or no image, or does not hold 8-bit indices (colour, 16 bits, ...).
     """
-    return np.array(open_mask(path))
+    return np.array(open_mask(path, data))
 
 
-def open_mask(path: str | Path) -> Image.Image:
-    """Opens and decodes a mask as the PIL image of its indices, mode L or P. Errors as `read_mask`."""
-    with open_image(path) as image:
+def open_mask(path: str | Path, data: bytes | None = None) -> Image.Image:
+    """Opens and decodes a mask as the PIL image of its indices, mode L or P. Arguments and errors as `read_mask`."""
+    with open_image(path, data) as image:
         _check_index_image(path, image)
         with naming_damage(path):
             image.load()
@@ -201,13 +205,14 @@ class NotIndicesError(ValueError):
     """An intact image that cannot be a mask, because it does not store class indices."""
 
 
-def open_image(path: str | Path) -> ImageFile.ImageFile:
+def open_image(path: str | Path, data: bytes | None = None) -> ImageFile.ImageFile:
     """Opens an image file without decoding it; errors as `read_image`. Close it, or use it in a `with`.
 
-    A file in a Parquet shard has a virtual path (see packed.py).
+    A file in a Parquet shard has a virtual path (see packed.py). `data`: what the file holds, if it has been read.
     """
-    if is_packed(path):
+    if data is None and is_packed(path):
         data = read_packed(path)
+    if data is not None:
         with naming_damage(path):
             return Image.open(io.BytesIO(data))
     check_file(path, "an image")

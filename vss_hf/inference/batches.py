@@ -40,21 +40,22 @@ class Batch:
 
     Args:
         frames: as they were read.
-        pixel_values: (len(frames), 3, h, w) on the model's device.
+        inputs: (len(frames), 3, h, w) on the model's device; of an ensemble one for each member.
         ready: on a GPU, the event of its being there; None elsewhere.
     """
 
     frames: list[Frame]
-    pixel_values: torch.Tensor
+    inputs: list[torch.Tensor]
     ready: Any
 
-    def fetch(self) -> torch.Tensor:
+    def fetch(self) -> list[torch.Tensor]:
         """The input, for work that is put on the current stream of a GPU from now on."""
         if self.ready is not None:
-            current = torch.cuda.current_stream(self.pixel_values.device)
+            current = torch.cuda.current_stream(self.inputs[0].device)
             current.wait_event(self.ready)
-            self.pixel_values.record_stream(current)  # its memory is not used again before that work is done
-        return self.pixel_values
+            for pixel_values in self.inputs:
+                pixel_values.record_stream(current)  # its memory is not used again before that work is done
+        return self.inputs
 
 
 def prepared_batches(
@@ -63,13 +64,14 @@ def prepared_batches(
     """The frames of a source as batches for a segmenter; on a GPU, copied and prepared on a stream of their own."""
     device: Any = segmenter.model.device
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    take_tensors = all(isinstance(part.processor, TorchvisionBackend) for part in segmenter.parts)
     with closing(iter(source)) as frames:
         for group in runs(frames, batch_size, key=lambda frame: frame.image.shape):
             images: list[Any] = [frame.image for frame in group]
             explaining = segmenter.explaining_memory(len(group), group[0].image.shape[:2])
             with torch.inference_mode(), torch.cuda.stream(stream), explaining:
-                if stream is not None and isinstance(segmenter.processor, TorchvisionBackend):
+                if stream is not None and take_tensors:
                     # Only from pinned memory does a copy run beside other work.
                     images = [torch.from_numpy(image).pin_memory().to(device, non_blocking=True) for image in images]
-                pixel_values = segmenter.pixel_values(images)
-            yield Batch(group, pixel_values, stream.record_event() if stream is not None else None)
+                inputs = [part.pixel_values(images) for part in segmenter.parts]
+            yield Batch(group, inputs, stream.record_event() if stream is not None else None)

@@ -19,6 +19,7 @@ from rich.table import Table
 from vss_hf.data.parquet import hub_id
 from vss_hf.data.splits import LabelledSplit, open_split
 from vss_hf.data.statistics import LabelStatistics, known_statistics
+from vss_hf.metrics.made_by import beside_the_model
 
 from .processes import failing_together, gather_texts, is_first
 
@@ -85,35 +86,94 @@ def training_statistics(
 
 
 def show_results(results: dict[str, Any], console: Console | None = None) -> None:
-    """Tables for people; every number stands with its protocol. The second one tells of the worst classes."""
+    """Tables for people; every number stands with its protocol. The last one tells of the worst classes."""
     console = console or Console()
+    for sentence in results["warnings"]:
+        console.print(f"[bold yellow]note:[/] {escape(sentence)}", soft_wrap=True)
     console.print(results_table(results))
     console.print()
+    console.print(protocol_table(results))
+    console.print()
     console.print(class_table(results))
+
+
+def sources_of(results: dict[str, Any]) -> str:
+    """In whose classes a data set is scored, where that is not VSPW's layout as it is."""
+    if "source" not in results:
+        return ""
+    of = f"table {results['table']}" if results["table"] else "its own classes"
+    return f" ({results['source']}, {of})"
+
+
+def headline_rows(results: dict[str, Any]) -> list[tuple[str, float | None, str]]:
+    """The means over all classes and windows: name, value and protocol of each."""
+    protocol, scored = results["protocol"], results["classes_scored"]
+    of_classes = f"{protocol}, {scored} classes"
+    rows = [(key, results[key], of_classes) for key in ("mean_iou", "frequency_weighted_iou", "mean_accuracy")]
+    rows.append(("pixel_accuracy", results["pixel_accuracy"], protocol))
+    for group in GROUPS:
+        if (key := f"mean_iou_{group}") in results:
+            rows.append((key, results[key], f"{protocol}, {group_size(results, group)} classes"))
+    for key in ("vc8", "vc16"):
+        rows.append((key, results[key], f"{results['vc_protocol']}, {results['vc_clips'].get(key, 0)} clips"))
+    if "tc_skipped" in results:
+        rows.append(("tc", None, f"skipped: {results['tc_skipped']}"))
+    else:
+        made_with = f"{results['tc_protocol']}, {results['tc_videos']} videos, {results['tc_flow'].get('name')}"
+        rows.append(("tc", results["tc"], made_with))
+    rows.append(("flicker_rate", results["flicker_rate"], "changes of label where the truth stays"))
+    return rows
 
 
 def results_table(results: dict[str, Any]) -> Table:
     """The means over all classes, with their protocols."""
     data = f"{results['dataset']} {results['split']}: {results['videos']} videos, {results['frames']} frames"
-    if "source" in results:
-        of = f"table {results['table']}" if results["table"] else "its own classes"
-        data += f" ({results['source']}, {of})"
-    table = Table(title=f"{results['model']} on {data}")
+    title = f"{results['model']} on {data}{sources_of(results)}"
+    if made_by := beside_the_model(results):
+        title += f"\n{made_by}"
+    table = Table(title=escape(title))
     for heading in ("metric", "value", "protocol"):
         table.add_column(heading, justify="right" if heading == "value" else "left")
-    of_classes = f"{results['protocol']}, {results['classes_scored']} classes"
-    for key in ("mean_iou", "frequency_weighted_iou", "mean_accuracy"):
-        table.add_row(key, f"{results[key]:.4f}", of_classes)
-    table.add_row("pixel_accuracy", f"{results['pixel_accuracy']:.4f}", results["protocol"])
-    for group in GROUPS:
-        if (key := f"mean_iou_{group}") in results:
-            table.add_row(key, f"{results[key]:.4f}", f"{results['protocol']}, {group_size(results, group)} classes")
-    for key in ("vc8", "vc16"):
-        value = "-" if results[key] is None else f"{results[key]:.4f}"
-        table.add_row(key, value, f"{results['vc_protocol']}, {results['vc_clips'].get(key, 0)} clips")
+    for name, value, protocol in headline_rows(results):
+        table.add_row(name, number(value), escape(protocol))
     if results["frames_per_second"]:
         table.add_row("frames_per_second", f"{results['frames_per_second']:.1f}", results["hardware"])
     return table
+
+
+def protocol_rows(results: dict[str, Any]) -> list[tuple[str, str, float | None, str]]:
+    """Every score under every protocol: name, protocol, value and what it is a mean over."""
+    rows = []
+    for protocol, scores in results["mean_iou_protocols"].items():
+        rows.append(("mIoU", protocol, scores["mean_iou"], f"{scores['classes_scored']} classes"))
+    if interval := results["mean_iou_interval"]:
+        over = f"{interval['resamples']} draws of {results['videos']} {interval['over']}"
+        for end in ("low", "high"):
+            name = f"mIoU, {end} end of {interval['level']:.0%}"
+            rows.append((name, results["protocol"], interval[end], over))
+    videos = sum(video["mean_iou"] is not None for video in results["per_video"])
+    rows.append(("mIoU, mean of videos", results["protocol"], results["mean_iou_over_videos"], f"{videos} videos"))
+    for key in ("vc8", "vc16"):
+        for protocol, scores in results["consistency"].items():
+            rows.append((key.upper(), protocol, scores[key], f"{scores['clips'][key]} clips"))
+    return rows
+
+
+def protocol_table(results: dict[str, Any]) -> Table:
+    """All protocols of the mIoU and of the video consistency beside each other."""
+    table = Table(
+        title="all protocols", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False
+    )
+    for heading in ("score", "protocol", "value", "over"):
+        table.add_column(heading, justify="right" if heading == "value" else "left")
+    for name, protocol, value, over in protocol_rows(results):
+        table.add_row(name, protocol, number(value), over)
+    return table
+
+
+def number(value: float | None) -> str:
+    """A score in a table."""
+    return "-" if value is None else f"{value:.4f}"
 
 
 def group_size(results: dict[str, Any], group: str) -> int:
@@ -132,9 +192,9 @@ def class_table(results: dict[str, Any], rows: int = SHOWN) -> Table:
     ious = {name: iou for name, iou in results["per_class_iou"].items() if iou is not None}
     worst = sorted(ious, key=lambda name: ious[name])[:rows]
     few = f"the {len(worst)} worst of " if len(worst) < len(ious) else ""
+    data, groups_of = f"{results['dataset']} {results['split']}", results["class_groups_of"]
     table = Table(
-        title=f"{results['dataset']} {results['split']}: {few}{len(ious)} classes; groups of "
-        f"{results['class_groups_of']}",
+        title=escape(f"{data}: {few}{len(ious)} classes; groups of {groups_of}"),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -151,7 +211,7 @@ def class_table(results: dict[str, Any], rows: int = SHOWN) -> Table:
         table.add_row(
             escape(name),
             f"{ious[name]:.4f}",
-            "-" if accuracy is None else f"{accuracy:.4f}",
+            number(accuracy),
             f"{pixels[name] / labelled:.2%}",
             f"{frames[name] / max(1, results['frames']):.1%}",
             results["class_groups"][name],

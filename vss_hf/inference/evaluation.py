@@ -7,36 +7,32 @@ last bit: pixels are counted in integers, video consistency is summed in the ord
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vss_hf.data.splits import LabelledSplit
-from vss_hf.data.statistics import LabelStatistics, class_groups
-from vss_hf.data.vspw import read_image, read_mask
+from vss_hf.data.statistics import LabelStatistics
+from vss_hf.data.vspw import read_image
 from vss_hf.data.workers import end_with_parent
-from vss_hf.metrics import ConfusionMatrix, VideoConsistency, sum_over_processes
+from vss_hf.metrics import sum_over_processes
 
 from .batches import runs
-from .class_scores import group_scores
+from .coverage import Coverage, coverage_warnings
+from .dumps import Dump, open_dump
 from .ground_truth import GroundTruth, data_set_name, open_ground_truth, pinned_everywhere
+from .predicted_values import PredictedValues
 from .processes import check_same_everywhere, failing_together, is_first, largest, own_share, rank_and_world
 from .segmenter import VideoSegmenter
+from .video_scores import LabelledFrame, VideoScores
 
 
-@dataclass
-class LabelledFrame:
-    """One decoded frame: its video's position, RGB image (None when only the mask is wanted), the mask's values."""
-
-    video: int
-    name: str
-    image: np.ndarray | None
-    values: np.ndarray
+if TYPE_CHECKING:
+    from .flow import Flow
+    from .report import Report
 
 
 class FrameReader(Dataset):
@@ -50,14 +46,14 @@ class FrameReader(Dataset):
 
     def __init__(self, split: LabelledSplit, chosen: Sequence[int], with_images: bool = True):
         self.reader = split.reader
-        self.frames = [(i, record) for i in chosen for record in split.videos[i].frames]
+        self.frames = [(i, *numbered) for i in chosen for numbered in enumerate(split.videos[i].frames)]
         self.with_images = with_images
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, index: int) -> LabelledFrame:
-        video, record = self.frames[index]
+        video, number, record = self.frames[index]
         image = read_image(record.image_path) if self.with_images else None
         assert record.mask_path is not None  # `open_ground_truth` has looked
         values = self.reader.values(record.mask_path)
@@ -66,106 +62,7 @@ class FrameReader(Dataset):
                 f"{record.mask_path}: mask is {values.shape[1]}x{values.shape[0]} and its frame "
                 f"{image.shape[1]}x{image.shape[0]} (width x height); they must agree"
             )
-        return LabelledFrame(video, record.stem, image, values)
-
-
-class VideoScores:
-    """Confusion counts and video consistency of predictions that come in frame by frame.
-
-    Args:
-        truth: what the predictions are compared with; all its videos, counted in this process or not.
-        protocol: of the mIoU, `vspw` or `evaluate`.
-        vc_protocol: of the video consistency, e.g. `vspw-official`.
-        training: label statistics of the training data, whose head, medium and tail classes are told apart; None:
-            those of the ground truth.
-
-    Raises:
-        ValueError: an unknown protocol, or `training` counts other classes than those that are scored.
-    """
-
-    def __init__(
-        self,
-        truth: GroundTruth,
-        protocol: str = "vspw",
-        vc_protocol: str = "vspw-official",
-        training: LabelStatistics | None = None,
-    ):
-        if training is not None:
-            training.check_names(truth.classes.names)
-        self.truth, self.protocol, self.vc_protocol, self.training = truth, protocol, vc_protocol, training
-        self.confusion = ConfusionMatrix(truth.classes.num_labels)
-        self.confusion.compute(protocol)  # an unknown protocol is an error now, not after hours of frames
-        self.consistency = VideoConsistency(protocol=vc_protocol)  # of the open video
-        self.video: int | None = None
-        num_videos = len(truth.split.videos)
-        self.frames = torch.zeros(num_videos, dtype=torch.int64)
-        self.frames_with = torch.zeros(num_videos, truth.classes.num_labels, dtype=torch.int64)  # each class
-        self.totals = torch.zeros(num_videos, *self.consistency.totals.shape, dtype=torch.float64)
-
-    def add(self, frame: LabelledFrame, prediction: np.ndarray) -> None:
-        """Count one frame; the frames of a video must come in order."""
-        if frame.video != self.video:
-            self.end_video()
-            self.video = frame.video
-        labels, prediction = self.truth.lookup[frame.values], self.truth.scored_prediction(prediction)
-        before = self.confusion.in_truth
-        self.confusion.update(prediction, labels)
-        self.frames_with[frame.video] += self.confusion.in_truth > before
-        raw = self.truth.raw_consistency and self.vc_protocol != "paper"
-        self.consistency.add_frame(prediction, frame.values if raw else labels)
-        self.frames[frame.video] += 1
-
-    def end_video(self) -> None:
-        """Close the video that is open, if any."""
-        if self.video is not None:
-            self.consistency.end_video()
-            self.totals[self.video] += self.consistency.totals
-            self.consistency.reset()
-            self.video = None
-
-    def reduce(self) -> None:
-        """Add what the other processes counted, in every process. Call it once, at the end."""
-        self.end_video()
-        self.confusion.reduce()
-        self.frames, self.totals = sum_over_processes(self.frames), sum_over_processes(self.totals)
-        self.frames_with = sum_over_processes(self.frames_with)
-
-    def results(self) -> dict[str, Any]:
-        """All numbers with their protocols; see `evaluate_model`."""
-        self.end_video()
-        scores = self.confusion.compute(self.protocol)
-        consistency = VideoConsistency(protocol=self.vc_protocol)
-        for totals in self.totals:
-            consistency.add_totals(totals)
-        vc = consistency.compute()
-        videos = int(self.frames.count_nonzero())
-        if self.training is None:
-            counted_on = f"{data_set_name(self.truth.split.root)} {self.truth.split.name}"
-            groups = class_groups((self.frames_with > 0).sum(0).numpy(), videos)
-        else:
-            counted_on, groups = f"{self.training.dataset} {self.training.split}", self.training.groups()
-        return {
-            "protocol": self.protocol,
-            "vc_protocol": self.vc_protocol,
-            "videos": videos,
-            "frames": int(self.frames.sum()),
-            **{k: scores[k] for k in ("mean_iou", "frequency_weighted_iou", "pixel_accuracy", "mean_accuracy")},
-            "classes_scored": scores["num_classes_scored"],
-            **group_scores(scores["per_class_iou"], groups),
-            "per_class_iou": self.by_name(scores["per_class_iou"]),
-            "per_class_accuracy": self.by_name(scores["per_class_accuracy"]),
-            "per_class_pixels": self.by_name(self.confusion.in_truth.tolist()),
-            "per_class_frames": self.by_name(self.frames_with.sum(0).tolist()),
-            "class_groups": self.by_name(groups),
-            "class_groups_of": counted_on,
-            "vc8": number_or_none(vc["vc8"]),
-            "vc16": number_or_none(vc["vc16"]),
-            "vc_clips": vc["clips"],
-        }
-
-    def by_name(self, values: Sequence[Any]) -> dict[str, Any]:
-        """One value per class, by the names of the classes."""
-        return dict(zip(self.truth.classes.names, values, strict=True))
+        return LabelledFrame(video, number, record.stem, image, values)
 
 
 def evaluate_model(
@@ -180,7 +77,11 @@ def evaluate_model(
     training: LabelStatistics | None = None,
     batch_size: int = 4,
     num_workers: int = 0,
+    flow: "Flow | None" = None,
+    tc_protocol: str = "vspw-official",
     with_confusion: bool = False,
+    with_timeline: bool = False,
+    report: "Report | None" = None,
     progress: Callable[[Iterator, int], Iterator] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on the labelled videos of a split, at the size of the ground truth.
@@ -196,14 +97,20 @@ def evaluate_model(
         table: in whose classes a data set of other classes is scored. "default", "liberal" or a CSV file: VSPW's
             (`load_table`). None: its own; a model of VSPW's classes is then scored with "reverse", in groups of the
             data set's classes that VSPW does not tell apart (`reverse_map`).
-        protocol: of the mIoU: `vspw` (classes present in the ground truth) or `evaluate` (classes with union > 0).
-        vc_protocol: `vspw-official`, `paper` or `dvis-legacy`.
+        protocol: of the mIoU that leads: `vspw` (classes present in the ground truth) or `evaluate` (classes with
+            union > 0). The results hold both.
+        vc_protocol: of the video consistency that leads: `vspw-official`, `paper` or `dvis-legacy`. The results hold
+            all.
         training: label statistics of the training data (`training_statistics`), for the groups head, medium and tail;
             None: of the videos that are evaluated on.
         batch_size: frames per forward pass of an image model; a batch holds frames of one video. A video model takes
             one at a time, in order.
         num_workers: processes that decode.
+        flow: optical flow between two frames for the temporal consistency (TC), e.g. of `load_raft`; None: no TC.
+        tc_protocol: `vspw-official` or `paper`, see `TemporalConsistency`.
         with_confusion: add `confusion` to the results.
+        with_timeline: add `timeline` to the results.
+        report: keeps frames meanwhile, for the pictures that its `write` makes afterwards.
         progress: wraps the first process's iterator of frames (given with their number), e.g. for a progress bar.
 
     Returns:
@@ -212,9 +119,19 @@ def evaluate_model(
         scored; per_class_iou and per_class_accuracy (name: value or None), per_class_pixels and per_class_frames of
         the ground truth, class_groups (name: head, medium, tail, or absent from what was counted) and
         class_groups_of (what was counted); vc8, vc16, vc_clips, frames_per_second (preprocessing, model and label
-        map, of all processes together; without decoding and scoring), model, versions, hardware; and source and table,
-        where the data set is not simply in VSPW's layout. `confusion` is the pixels of every pair of classes, a list
+        map, of all processes together; without decoding and scoring), model, versions, hardware; source and table,
+        where the data set is not simply in VSPW's layout; and tta, score_steps and label_steps, where the segmenter
+        has any (`VideoSegmenter.settings`). `confusion` is the pixels of every pair of classes, a list
         of rows, one for each true class.
+
+        Under all protocols: mean_iou_protocols (mean_iou and classes_scored of each), consistency (vc8, vc16, clips
+        and dropped_clips of each). mean_iou_interval: what 95 % of 1000 draws of as many videos, with repetition, give
+        (`mean_iou_interval`; None for one video). flicker_rate: of the pixels whose true class stays the same from one
+        frame to the next, the share whose predicted label changes; `timeline`: that of every frame, by video.
+        per_video: a list of video, frames, mean_iou, frequency_weighted_iou, pixel_accuracy, classes (in its truth),
+        vc8, vc16, consistency and flicker_rate; mean_iou_over_videos and frequency_weighted_iou_over_videos: the means
+        of these. tc, and where it is a number tc_protocol, tc_videos and tc_flow, otherwise tc_skipped, the reason.
+        warnings: sentences that belong beside the numbers.
 
     Raises:
         ValueError: the split has no masks, the model's classes are not the data set's, or the processes see different
@@ -224,7 +141,9 @@ def evaluate_model(
     root = pinned_everywhere([root]).get(str(root), root)
     with failing_together():
         truth = open_ground_truth(root, split, source, table, segmenter.names)
-        scores = VideoScores(truth, protocol, vc_protocol, training)
+        scores = VideoScores(truth, protocol, vc_protocol, training, flow, tc_protocol)
+    if report is not None:
+        scores.kept = report.begin(truth)
     reader = FrameReader(truth.split, share_of(truth.split, root))
     seconds = 0.0
     with failing_together():
@@ -255,10 +174,12 @@ def evaluate_model(
                 scores.add(frame, prediction)
         segmenter.reset()  # the last video's memory is not needed any more
     scores.reduce()
-    results, seconds = scores.results(), largest(seconds)
+    results, seconds = scores.results(with_timeline), largest(seconds)
     return {
         **results,
         **data_set_scored(truth, root, source),
+        **segmenter.settings(),
+        "warnings": [],
         "frames_per_second": results["frames"] / seconds if seconds else None,
         "model": Path(str(segmenter.model.config.name_or_path)).name or type(segmenter.model).__name__,
         **environment(segmenter.model.device),
@@ -276,58 +197,91 @@ def score_predictions(
     protocol: str = "vspw",
     vc_protocol: str = "vspw-official",
     training: LabelStatistics | None = None,
+    flow: "Flow | None" = None,
+    tc_protocol: str = "vspw-official",
+    values: str = "labels",
+    resize: bool = False,
+    missing: str = "error",
+    with_timeline: bool = False,
+    report: "Report | None" = None,
     progress: Callable[[Iterator, int], Iterator] | None = None,
 ) -> dict[str, Any]:
     """Score anybody's prediction files. Processes share the videos as in `evaluate_model`.
 
     Args:
-        predictions: folder with `<video>/<frame>.png`, 8-bit indices 0..num_labels-1, at the size of the ground truth.
+        predictions: folder or zip file with `<video>/<frame>.png` or `<video>/mask/<frame>.png`, also below other
+            folders (`open_dump`); 8-bit grey or palette PNGs of one value per pixel.
         root, split, source: as for `evaluate_model`.
         table: as for `evaluate_model`, and "reverse" has to be said: files do not tell whose labels they hold.
         protocol: as for `evaluate_model`.
-        vc_protocol, training: as for `evaluate_model`.
-        progress: as for `evaluate_model`.
+        vc_protocol, training, flow, tc_protocol: as for `evaluate_model`; TC has to read the frames, too.
+        values: what the files hold: "labels" (0..num_labels-1) or "disk" (as in the masks, e.g. 1..124 of VSPW, 0 for
+            none).
+        resize: bring predictions of another size to that of the mask (nearest neighbour) instead of refusing them.
+        missing: what is done about frames without a prediction: "error"; "skip": they are not scored, and no window
+            of video consistency reaches over them; "wrong": all their pixels count as wrong, and none as steady.
+        with_timeline, report, progress: as for `evaluate_model`.
 
     Returns:
-        As `evaluate_model`, without the model's speed.
+        As `evaluate_model`, without the model's speed. coverage: videos and frames that were wanted, are missing, or
+        belong to no frame (`Coverage.results`); predictions: path, values, resized_frames. Where files were skipped
+        or are too many, `warnings` says so.
 
     Raises:
         FileNotFoundError: a frame has no prediction (all are wanted: leaving some out would change the score).
-        ValueError: a prediction has another size or a value outside the classes.
+        ValueError: a prediction has another size or a value outside the classes, or is no 8-bit PNG of indices.
         OtherProcessFailed: as `evaluate_model`.
     """
     root = pinned_everywhere([root]).get(str(root), root)
     with failing_together():
         truth = open_ground_truth(root, split, source, table)
-        videos = truth.split.videos
-        scores = VideoScores(truth, protocol, vc_protocol, training)
-        files = [prediction_file(predictions, video.name, record.stem) for video in videos for record in video.frames]
-        missing = [path for path in files if not path.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(files)} predictions are missing, the first is {missing[0]}"
-            )
-    reader = FrameReader(truth.split, share_of(truth.split, root), with_images=False)
-    with failing_together():
+        scores = VideoScores(truth, protocol, vc_protocol, training, flow, tc_protocol)
+        read = PredictedValues(truth, values, resize)
+        dump = open_dump(predictions, truth.split.videos)
+        coverage = Coverage(dump, truth.split.videos, missing)
+        coverage.check()
+    coverage.check_same_everywhere()
+    if report is not None:
+        scores.kept = report.begin(truth, values)
+    reader = FrameReader(truth.split, share_of(truth.split, root), with_images=flow is not None)
+    with dump, failing_together():
         in_order: Iterator[LabelledFrame] = (reader[i] for i in range(len(reader)))
         for frame in progress(in_order, len(reader)) if progress and is_first() else in_order:
-            path = prediction_file(predictions, videos[frame.video].name, frame.name)
-            score_file(path, frame, scores)
+            score_file(dump, frame, truth.split.videos[frame.video].name, scores, read, missing)
     scores.reduce()
-    results = {**scores.results(), **data_set_scored(truth, root, source), "frames_per_second": None}
-    return {**results, "model": Path(predictions).resolve().name, **environment("cpu")}
+    covered = coverage.results()
+    return {
+        **scores.results(with_timeline),
+        **data_set_scored(truth, root, source),
+        "coverage": covered,
+        "predictions": {
+            "path": str(predictions),
+            "values": values,
+            "resized_frames": int(sum_over_processes(read.resized)),
+        },
+        "warnings": coverage_warnings(covered) + read.other_meaning(scores.confusion.counts.numpy()),
+        "frames_per_second": None,
+        "model": Path(predictions).resolve().name,
+        **environment("cpu"),
+    }
 
 
-def score_file(path: Path, frame: LabelledFrame, scores: VideoScores) -> None:
+def score_file(
+    dump: Dump, frame: LabelledFrame, video: str, scores: VideoScores, read: PredictedValues, missing: str
+) -> None:
     """Count the prediction of one frame; errors name its file."""
-    prediction = read_mask(path)  # as masks: no lossy format, and no 4-bit grey, whose values PIL stretches
-    wanted = frame.values.shape
-    if prediction.shape != wanted:
-        raise ValueError(f"{path}: found {prediction.shape}, expected {wanted} as the mask (height, width)")
+    if (video, frame.name) not in dump.files:
+        if missing == "wrong":
+            scores.add(frame, None)
+        else:
+            scores.leave_out(frame.video)
+        return
+    stored, name = dump.read(video, frame.name), dump.name(video, frame.name)
+    prediction = read.labels(stored, frame.values.shape, name)
     try:
         scores.add(frame, prediction)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{name}: {error}{read.hint(stored)}") from error
 
 
 def data_set_scored(truth: GroundTruth, root: str | Path, source: str) -> dict[str, Any]:
@@ -343,20 +297,10 @@ def share_of(split: LabelledSplit, root: str | Path) -> list[int]:
     return own_share([len(video.frames) for video in split.videos])
 
 
-def prediction_file(folder: str | Path, video: str, frame: str) -> Path:
-    """Where the prediction of a frame lies."""
-    return Path(folder) / video / f"{frame}.png"
-
-
 def flatten(batches: Any) -> Iterator[LabelledFrame]:
     """Single frames from lists of them."""
     for batch in batches:
         yield from batch
-
-
-def number_or_none(value: float | None) -> float | None:
-    """NaN has no place in JSON."""
-    return None if value is None or np.isnan(value) else float(value)
 
 
 def environment(device: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from transformers.pipelines.base import Pipeline
 from vss_hf.video_io import FrameSource, open_source
 
 from .segmenter import SegmentedFrame, VideoSegmenter
+from .views import TTA, parse_tta
 
 
 TASK = "video-semantic-segmentation"
@@ -45,11 +46,18 @@ class VideoSemanticSegmentationPipeline(Pipeline):
             raise ValueError(f"{found} has no segmentation head: expected a semantic segmentation model")
         self.model.config.return_dict = True  # outputs are read by name here, whatever the file says
         self.segmenter = VideoSegmenter(self.model, self.image_processor)
+        if "tta" in self._forward_params:
+            self.segmenter_with(self._forward_params["tta"])  # what does not fit the model is an error now
 
     def _sanitize_parameters(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, output_scores: bool | None = None, output_masks: bool | None = None
+        self,
+        output_scores: bool | None = None,
+        output_masks: bool | None = None,
+        tta: TTA | str | dict[str, Any] | None = None,
     ) -> tuple[dict, dict, dict]:
-        forward = {} if output_scores is None else {"output_scores": output_scores}
+        forward: dict[str, Any] = {} if output_scores is None else {"output_scores": output_scores}
+        if tta is not None:
+            forward["tta"] = parse_tta(tta)
         post = {} if output_masks is None else {"output_masks": output_masks}
         return {}, forward, post
 
@@ -65,6 +73,8 @@ class VideoSemanticSegmentationPipeline(Pipeline):
             output_scores: give each segment a "score": the mean probability of its class over its pixels.
             output_masks: give each segment a "mask": a PIL image, 255 where it is and 0 elsewhere, as the task
                 "image-segmentation" does.
+            tta: views in which every frame goes through the model: a `TTA`, its fields, or a name, e.g. "flip" (see
+                `vss_hf.inference.views`). As the three above, also for `pipeline(...)`, for all its calls.
 
         Returns:
             For one video a list of its frames, with `stream` a generator of them; for several videos a list of such
@@ -92,9 +102,14 @@ class VideoSemanticSegmentationPipeline(Pipeline):
         return open_source(as_arrays(input_))
 
     def _forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, source: FrameSource, batch_size: int = 1, output_scores: bool = False
+        self, source: FrameSource, batch_size: int = 1, output_scores: bool = False, tta: TTA | None = None
     ) -> Iterator[SegmentedFrame]:
-        return self.segmenter.segment(source, batch_size=batch_size, with_scores=output_scores)
+        segmenter = self.segmenter_with(tta)
+        return segmenter.segment(source, batch_size=batch_size, with_scores=output_scores)
+
+    def segmenter_with(self, tta: TTA | None) -> VideoSegmenter:
+        """What labels frames, with views where wanted."""
+        return self.segmenter if tta is None else VideoSegmenter(self.model, self.image_processor, tta=tta)
 
     def postprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, frames: Iterable[SegmentedFrame], output_masks: bool = False

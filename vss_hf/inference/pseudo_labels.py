@@ -39,7 +39,8 @@ from .pseudo_labels_filters import (
     kept_pixels,
     with_neighbours,
 )
-from .pseudo_labels_report import VideoCounts, check_same, description, report_of
+from .pseudo_labels_report import VideoCounts, description, report_of
+from .resuming import check_same
 from .segmenter import VideoSegmenter
 
 

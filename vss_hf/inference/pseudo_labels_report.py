@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from vss_hf.files import write_json
-from vss_hf.modeling.loading import is_hub_id
 
 from .pseudo_labels_files import UnlabelledVideo
 from .pseudo_labels_filters import PseudoLabelSettings
+from .resuming import model_description
 from .segmenter import SegmentedFrame, VideoSegmenter
 
 
@@ -32,20 +29,13 @@ def description(
     segmenter: VideoSegmenter, videos: list[UnlabelledVideo], settings: PseudoLabelSettings, data: str
 ) -> dict[str, Any]:
     """Everything that decides the labels, as plain values; batch size, device and processes do not, or should not."""
-    model = segmenter.model
-    place = str(model.config.name_or_path)
     lengths = [video.source.length for video in videos]
     listing = "\n".join(f"{video.name} {video.source.length} {' '.join(video.files)}" for video in videos)
     chosen = asdict(settings) | {"threshold": settings.least_confidence}
     if settings.class_balanced is None:
         del chosen["balance_every"]
     return {
-        "model": {
-            "name": place if is_hub_id(place) else Path(place).name or type(model).__name__,
-            "architecture": type(model).__name__,
-            "weights_sha256": weights_sha256(model),
-            "processor": json.loads(segmenter.processor.to_json_string()),
-        },
+        "model": model_description(segmenter),
         "data": {
             "name": data,
             "videos": len(videos),
@@ -53,36 +43,8 @@ def description(
             "names_sha256": hashlib.sha256(listing.encode()).hexdigest(),
         },
         "settings": chosen,
+        "segmenter": segmenter.settings(),
     }
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every tensor, by name: the same in whatever file they are kept."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def check_same(begun: dict[str, Any], described: dict[str, Any], path: Path) -> None:
-    """Raise for a folder that was begun with another model, other data or settings; names of folders may change."""
-    before, now = (dict(flat({key: of[key] for key in described})) for of in (begun, described))
-    for key in [*now, *before]:
-        if key not in ("model.name", "data.name") and before.get(key) != now.get(key):
-            raise ValueError(
-                f"{path}: begun with {key} {before.get(key)!r}, now it is {now.get(key)!r}; give the same to go on, "
-                "or another --out"
-            )
-
-
-def flat(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested dictionaries with dotted names."""
-    for key, value in fields.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 # --- counts

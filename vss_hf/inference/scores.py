@@ -1,12 +1,11 @@
-"""Class probabilities and label maps from any segmentation model's output: the one door for everything downstream."""
+"""Class probabilities from any segmentation model's output."""
 
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from vss_hf.modeling.dense import upsampled_argmax, upsampled_confidence
-from vss_hf.modeling.dense_masks import upsampled_mask_argmax, upsampled_mask_confidence, upsampled_mask_scores
+from vss_hf.modeling.dense_masks import upsampled_mask_scores
 
 
 def semantic_scores(model: Any, outputs: Any, size: tuple[int, int]) -> torch.Tensor:
@@ -30,39 +29,6 @@ def semantic_scores(model: Any, outputs: Any, size: tuple[int, int]) -> torch.Te
         return scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-12)  # (B, K, H, W)
     logits = F.interpolate(outputs.logits.float(), size=size, mode="bilinear", align_corners=align_corners(model))
     return logits.softmax(dim=1)  # (B, K, H, W)
-
-
-def semantic_labels(model: Any, outputs: Any, size: tuple[int, int]) -> torch.Tensor:
-    """The most probable class of every pixel, without holding all scores at full size.
-
-    Args:
-        model: as for `semantic_scores`.
-        outputs: as for `semantic_scores`.
-        size: (height, width) wanted, in pixels.
-
-    Returns:
-        (batch, height, width), uint8 (int64 for more than 255 classes); equal to `semantic_scores(...).argmax(1)`.
-    """
-    if is_mask_classification(model, outputs):
-        return upsampled_mask_argmax(outputs.class_queries_logits, outputs.masks_queries_logits, size)
-    return upsampled_argmax(outputs.logits, size, align_corners=align_corners(model))
-
-
-def semantic_confidence(model: Any, outputs: Any, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The most probable class of every pixel and its probability, without holding all scores at full size.
-
-    Args:
-        model: as for `semantic_scores`.
-        outputs: as for `semantic_scores`.
-        size: (height, width) wanted, in pixels.
-
-    Returns:
-        The labels as `semantic_labels` gives them, and fp32 (batch, height, width), the probabilities:
-        `semantic_scores(...).amax(1)`.
-    """
-    if is_mask_classification(model, outputs):
-        return upsampled_mask_confidence(outputs.class_queries_logits, outputs.masks_queries_logits, size)
-    return upsampled_confidence(outputs.logits, size, align_corners=align_corners(model))
 
 
 def is_mask_classification(model: Any, outputs: Any) -> bool:

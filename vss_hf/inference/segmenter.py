@@ -1,7 +1,6 @@
 """A model and its processor, frame by frame."""
 
-import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,14 @@ from vss_hf.video_io import FrameSource, open_source
 
 from .batches import Batch, prepared_batches
 from .read_ahead import read_ahead
-from .scores import semantic_confidence, semantic_labels, semantic_scores
+from .score_maps import ScoreMap, WeightedScores, score_maps, semantic_labels
+from .steps import LabelStep, ScoreStep, recorded
+from .video_memory import VideoMemory
+from .views import TTA, Views
 
 
 BATCHES_AHEAD = 2
+Labelled = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]  # labels, scores, confidence
 
 
 @dataclass
@@ -44,6 +47,10 @@ class SegmentedFrame:
     confidence: np.ndarray | None = None
 
 
+class ExplainedMemoryError(MemoryError):
+    """Memory ran out, and the message says what to turn down."""
+
+
 class VideoSegmenter:
     """Labels frames as they come, with an image or a video model; memory does not grow with the video.
 
@@ -51,6 +58,10 @@ class VideoSegmenter:
         model: a semantic segmentation model, ours or of transformers.
         processor: its image processor.
         device: where to run; None: where the model is.
+        tta: views in which every frame goes through the model; None: the frame itself. Those of an ensemble are for
+            all its members, and refused if one of them has its own.
+        score_steps: what happens to the scores of a frame, in this order; see `vss_hf.inference.steps`.
+        label_steps: what happens to its labels afterwards. Steps remember one video at a time.
 
     Example:
         >>> segmenter = VideoSegmenter.from_pretrained("path/to/model")  # doctest: +SKIP
@@ -58,15 +69,40 @@ class VideoSegmenter:
         ...     print(frame.name, frame.time, frame.labels.shape)
     """
 
-    def __init__(self, model: Any, processor: Any, device: str | torch.device | None = None):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        device: str | torch.device | None = None,
+        *,
+        tta: TTA | None = None,
+        score_steps: Sequence[ScoreStep] = (),
+        label_steps: Sequence[LabelStep] = (),
+    ):
         self.model = model.to(device) if device is not None else model
         self.model.eval()
         self.processor = processor
-        self.reset()
+        self.tta = tta
+        self.score_steps, self.label_steps = list(score_steps), list(label_steps)
+        for step in self._steps:
+            if (set_names := getattr(step, "set_names", None)) is not None:
+                set_names(self.names)
+        # An ensemble's members see the frames themselves; what belongs to a frame after that is here.
+        self._members = model.segmenters(tta) if hasattr(model, "segmenters") else []
+        self._views = None if tta is None or self._members else Views(tta)
+        self._in_steps: VideoMemory | None = None  # the video that the steps remember
+        self._video = VideoMemory(self.model, self._steps)
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, device: str | torch.device | None = None, revision: str | None = None
+        cls,
+        source: str | Path,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        *,
+        tta: TTA | None = None,
+        score_steps: Sequence[ScoreStep] = (),
+        label_steps: Sequence[LabelStep] = (),
     ) -> "VideoSegmenter":
         """Load a model folder or Hub repo. Weights must be safetensors, and every tensor of the model must be there.
 
@@ -74,6 +110,7 @@ class VideoSegmenter:
             source: folder or Hub id.
             device: where to run; None: a GPU if there is one.
             revision: branch, tag or commit of a Hub repo.
+            tta, score_steps, label_steps: as for the class.
 
         Raises:
             FileNotFoundError: `source` looks like a folder and holds no model.
@@ -83,7 +120,8 @@ class VideoSegmenter:
         model = load_segmentation_model(source, **settings)
         model.config.return_dict = True  # outputs are read by name here, whatever the file says
         processor = load_processor(source, **settings)
-        return cls(model, processor, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model, processor, device, tta=tta, score_steps=score_steps, label_steps=label_steps)
 
     @property
     def names(self) -> list[str]:
@@ -91,15 +129,32 @@ class VideoSegmenter:
         return [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
 
     @property
+    def parts(self) -> list["VideoSegmenter"]:
+        """What takes a frame each with a processor and a model of its own: an ensemble's members, or this one."""
+        return [member for _, member in self._members] or [self]
+
+    @property
     def is_video_model(self) -> bool:
         """Whether the model looks at earlier frames, too; then frames must come in order."""
-        return hasattr(self.model, "init_state")
+        return hasattr(self.model, "init_state") or any(one.is_video_model for _, one in self._members)
+
+    def settings(self) -> dict[str, Any]:
+        """What results record of how labels were made, beside the model: an ensemble's `members` and `tta`,
+        `score_steps` and `label_steps`, where there are any."""
+        made_by = {
+            "members": self.model.settings() if self._members else None,
+            "tta": None if self.tta is None else self.tta.settings(),
+            "score_steps": recorded(self.score_steps),
+            "label_steps": recorded(self.label_steps),
+        }
+        return {name: value for name, value in made_by.items() if value}
 
     # --- frame by frame
 
     def reset(self) -> None:
         """Begin another video: the next `step` takes its frame as the first one."""
-        self._video = VideoMemory(self.model)
+        self._leave(self._video)
+        self._video = VideoMemory(self.model, self._steps)
 
     def step(self, frame: np.ndarray | torch.Tensor) -> np.ndarray:
         """Label the next frame of the current video.
@@ -122,10 +177,24 @@ class VideoSegmenter:
         """
         if self.is_video_model and len(frames) > 1:
             return [self.step(frame) for frame in frames]
-        height, width = frames[0].shape[:2] if isinstance(frames[0], np.ndarray) else frames[0].shape[-2:]
-        with torch.inference_mode(), self.explaining_memory(len(frames), (height, width)):
-            outputs = self._video.outputs(self.pixel_values(frames), (height, width))
-            return list(semantic_labels(self.model, outputs, (height, width)).cpu().numpy())
+        return [labels for labels, *_ in self._labels(frames, self._video)]
+
+    def score_maps(self, frames: list[Any], *, normalised: bool = False) -> list[ScoreMap]:
+        """The scores of all classes for the next frames of the current video, all of one size; see `label_batch`.
+
+        Args:
+            frames: as for `label_batch`.
+            normalised: whether the scores of mask classification models are made to sum to 1; see `MaskScores`.
+
+        Returns:
+            A map for each frame, at the frame's own size, after the score steps; without label steps its `labels()`
+            are what `label_batch` gives.
+        """
+        if self.is_video_model and len(frames) > 1:
+            return [map_ for frame in frames for map_ in self.score_maps([frame], normalised=normalised)]
+        with torch.inference_mode(), self.explaining_memory(len(frames), size_of(frames[0])):
+            maps = self._maps(frames, self._video, normalised=normalised)
+            return [self._after_steps(*pair) for pair in zip(frames, maps, strict=True)]
 
     # --- whole videos
 
@@ -146,8 +215,9 @@ class VideoSegmenter:
     ) -> Generator[SegmentedFrame, None, None]:
         """Label one video while it is read. A thread reads and prepares the next frames while the model computes.
 
-        The video has a memory of its own, from its first frame on; `step` and other videos do not disturb it. Where
-        the frames change their size, a video model begins anew, with a RuntimeWarning.
+        The video has a memory of its own, from its first frame on; `step` and other videos do not disturb it. But
+        there is one set of steps, which remember one video at a time: they begin anew with this one. Where the frames
+        change their size, a video model and the steps begin anew, with a RuntimeWarning.
 
         Args:
             source: a video file, a folder of frames, a picture, the folder of a VSPW video, frames, the number of a
@@ -163,7 +233,7 @@ class VideoSegmenter:
 
         Raises:
             As `open_source`, at once. While it is iterated: what reading raises, after the frames before the damage;
-            MemoryError as `step`.
+            MemoryError as `step`; RuntimeError if there are steps and another video was begun meanwhile.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected a number of frames, from 1")
@@ -173,93 +243,171 @@ class VideoSegmenter:
     def _segment(
         self, source: FrameSource, batch_size: int, scores: bool, confidence: bool
     ) -> Generator[SegmentedFrame, None, None]:
-        video = VideoMemory(self.model)
+        video = VideoMemory(self.model, self._steps)
         batches = prepared_batches(self, source, batch_size)
         depth = 1 if source.live else BATCHES_AHEAD
-        with closing(read_ahead(batches, depth, newest_only=source.live)) as ahead:
-            for batch in ahead:
-                yield from self._label(batch, video, scores, confidence)
+        try:
+            with closing(read_ahead(batches, depth, newest_only=source.live)) as ahead:
+                for batch in ahead:
+                    yield from self._label(batch, video, scores, confidence)
+        finally:
+            self._leave(video)
 
-    def _label(
-        self, batch: Batch, video: "VideoMemory", with_scores: bool, with_confidence: bool
-    ) -> list[SegmentedFrame]:
-        frames = batch.frames
-        size = frames[0].image.shape[:2]
-        scores: Any = [None] * len(frames)
-        confidence: Any = scores
-        with torch.inference_mode(), self.explaining_memory(len(frames), size):
-            outputs = video.outputs(batch.fetch(), size, frames[0].name)
-            if with_confidence:
-                found, probable = semantic_confidence(self.model, outputs, size)
-                labels, confidence = found.cpu().numpy(), probable.cpu().numpy()
-            else:
-                labels = semantic_labels(self.model, outputs, size).cpu().numpy()
-            if with_scores:
-                scores = semantic_scores(self.model, outputs, size).cpu().numpy()
+    def _label(self, batch: Batch, video: VideoMemory, scores: bool, confidence: bool) -> list[SegmentedFrame]:
+        images = [frame.image for frame in batch.frames]
+        labelled = self._labels(images, video, batch.fetch(), batch.frames[0].name, scores, confidence)
         return [
             SegmentedFrame(frame.name, frame.time, frame.image, *of_frame)
-            for frame, *of_frame in zip(frames, labels, scores, confidence, strict=True)
+            for frame, of_frame in zip(batch.frames, labelled, strict=True)
         ]
 
     # --- what both share
 
-    def pixel_values(self, frames: list[Any]) -> torch.Tensor:
-        """The model's input, (frames, 3, h, w), made of frames of one size (see `step`)."""
+    def _labels(
+        self,
+        frames: list[Any],
+        video: VideoMemory,
+        inputs: list[torch.Tensor] | None = None,
+        name: str | None = None,
+        with_scores: bool = False,
+        with_confidence: bool = False,
+    ) -> list[Labelled]:
+        """Labels of the next frames of a video, and what else is wanted; a video model takes one frame."""
+        size = size_of(frames[0])
+        with torch.inference_mode(), self.explaining_memory(len(frames), size):
+            plain = self.tta is None and not self._members and not self._steps
+            if plain and not with_scores and not with_confidence:
+                # All frames at once, which on a GPU is waited for once.
+                outputs = self._outputs(frames, video, inputs, name)
+                return [(labels, None, None) for labels in semantic_labels(self.model, outputs, size).cpu().numpy()]
+            maps = self._maps(frames, video, inputs, name)
+            return [self._finished(*pair, with_scores, with_confidence) for pair in zip(frames, maps, strict=True)]
+
+    def _maps(
+        self,
+        frames: list[Any],
+        video: VideoMemory,
+        inputs: list[torch.Tensor] | None = None,
+        name: str | None = None,
+        normalised: bool = False,
+    ) -> list[ScoreMap]:
+        """The scores of the next frames of a video before any step."""
+        size = size_of(frames[0])
+        if self._members:
+            self._enter(video)
+            video.expect(size, len(frames), name)
+            return self._member_maps(frames, video, inputs)
+        if self._views is None:
+            outputs = self._outputs(frames, video, inputs, name)
+            return score_maps(self.model, outputs, size, normalised=normalised)
+        self._enter(video)
+        video.expect(size, len(frames), name)
+        pixel_values = self.pixel_values(frames) if inputs is None else inputs[0]
+        return self._views.score_maps(self, frames, size, video, pixel_values, normalised)
+
+    def _member_maps(self, frames: list[Any], video: VideoMemory, inputs: list[torch.Tensor] | None) -> list[ScoreMap]:
+        """The weighted sum of what an ensemble's members say; each that is a video model has its own memory."""
+        sums: list[list[tuple[float, ScoreMap]]] = [[] for _ in frames]
+        for number, (weight, member) in enumerate(self._members):
+            memory = VideoMemory(member.model)
+            if member.is_video_model:  # in the states, so that it goes where other memories of this video go
+                memory = video.states.setdefault(number, memory)
+            own = None if inputs is None else inputs[number : number + 1]
+            for of_frame, map_ in zip(sums, member._maps(frames, memory, own, normalised=True), strict=True):
+                of_frame.append((weight, map_))
+        return [WeightedScores(of_frame) for of_frame in sums]
+
+    def _outputs(
+        self, frames: list[Any], video: VideoMemory, inputs: list[torch.Tensor] | None, name: str | None
+    ) -> Any:
+        pixel_values = self.pixel_values(frames) if inputs is None else inputs[0]
+        self._enter(video)
+        video.expect(size_of(frames[0]), len(frames), name)
+        return video.outputs(pixel_values)
+
+    def _after_steps(self, frame: Any, scores: ScoreMap) -> ScoreMap:
+        for step in self.score_steps:
+            scores = step(as_image(frame), scores)
+        return scores
+
+    def _finished(self, frame: Any, scores: ScoreMap, with_scores: bool, with_confidence: bool) -> Labelled:
+        """The frame's labels after all steps, and where wanted what the scores say, summing to 1."""
+        scores = self._after_steps(frame, scores)
+        labels = scores.labels().cpu().numpy()
+        for step in self.label_steps:
+            with self.explaining_memory(1, labels.shape, step):
+                labels = step(as_image(frame), labels, scores)
+        dense = scores.dense() if with_scores else None
+        ours = torch.from_numpy(np.ascontiguousarray(labels))  # a mirrored view is not for torch
+        return (
+            labels,
+            None if dense is None else dense.div_(dense.sum(dim=0).clamp(min=1e-12)).cpu().numpy(),
+            scores.confidence(ours).cpu().numpy() if with_confidence else None,
+        )
+
+    @property
+    def _steps(self) -> list[ScoreStep | LabelStep]:
+        return [*self.score_steps, *self.label_steps]
+
+    def _enter(self, video: VideoMemory) -> None:
+        """The steps are about to see the next frames of a video."""
+        if not self._steps or self._in_steps is video:
+            return
+        if video.frames:
+            raise RuntimeError(
+                "the steps of this VideoSegmenter have gone on to another video; they remember one at a time, so "
+                "finish a video before the next one, or use a segmenter with steps of its own for each"
+            )
+        for step in self._steps:
+            step.reset()
+        self._in_steps = video
+
+    def _leave(self, video: VideoMemory) -> None:
+        """A video has ended: the steps need not remember it any more."""
+        if self._in_steps is video:
+            for step in self._steps:
+                step.reset()
+            self._in_steps = None
+
+    def pixel_values(self, frames: list[Any], **settings: Any) -> torch.Tensor:
+        """The model's input, (frames, 3, h, w), made of frames of one size (see `step`) with the processor's settings,
+        but for those given."""
         # Arrays that are mirrored views, e.g. `bgr[..., ::-1]`, are not for torch.
         images = [np.ascontiguousarray(frame) if isinstance(frame, np.ndarray) else frame for frame in frames]
-        inputs = self.processor(images=images, return_tensors="pt", device=str(self.model.device))
+        inputs = self.processor(images=images, return_tensors="pt", device=str(self.model.device), **settings)
         return inputs["pixel_values"].to(self.model.device, self.model.dtype)
 
     @contextmanager
-    def explaining_memory(self, frames: int, size: tuple[int, int]) -> Iterator[None]:
-        """Where the memory does not suffice inside: a MemoryError that says for what, and what to turn down."""
+    def explaining_memory(self, frames: int, size: tuple[int, ...], step: LabelStep | None = None) -> Iterator[None]:
+        """Where the memory does not suffice inside: a MemoryError that says for what, and what to turn down.
+
+        Args:
+            frames: how many are at work.
+            size: their height and width.
+            step: that is at work; None: the model. Its `memory_options` are named.
+        """
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if isinstance(error, ExplainedMemoryError) or not is_out_of_memory(error):
                 raise
-            raise MemoryError(
-                f"out of memory with {frames} frames of {size[0]}x{size[1]} (height x width) on {self.model.device}: "
+            options = " or ".join(getattr(step, "memory_options", ()))
+            raise ExplainedMemoryError(
+                f"out of memory with {frames} frames of {size[0]}x{size[1]} (height x width) on {self.model.device}"
+                f"{'' if step is None else f' in {type(step).__name__}'}: {options and f'lower its {options}, '}"
                 "label fewer frames at once (--batch-size; --per_device_eval_batch_size in training), or smaller ones "
                 f"(size in preprocessor_config.json, now {self.processor.size}, do_resize {self.processor.do_resize})"
             ) from error
 
 
-class VideoMemory:
-    """One video on its way through a model: what a video model remembers of it. An image model remembers nothing.
+def size_of(frame: Any) -> tuple[int, int]:
+    """(height, width) of a (height, width, 3) array or a (3, height, width) tensor."""
+    return frame.shape[:2] if isinstance(frame, np.ndarray) else frame.shape[-2:]
 
-    Args:
-        model: an image or a video model.
-    """
 
-    def __init__(self, model: Any):
-        self.model, self.state, self.frames = model, None, 0
-        self.size: tuple[int, int] | None = None
-
-    def outputs(self, pixel_values: torch.Tensor, size: tuple[int, int], name: str | None = None) -> Any:
-        """What the model says about the next frames; a video model takes one.
-
-        Args:
-            pixel_values: (frames, 3, h, w).
-            size: (height, width) of the frames themselves; another one than before begins a new memory, with a
-                warning.
-            name: how the warning calls the frame; None: by its number.
-        """
-        if not hasattr(self.model, "init_state"):
-            return self.model(pixel_values=pixel_values)
-        if size != self.size:
-            if self.size is not None:
-                warnings.warn(
-                    f"frame {name or self.frames} is {size[1]}x{size[0]} after frames of "
-                    f"{self.size[1]}x{self.size[0]} (width x height): {type(self.model).__name__} forgets those and "
-                    "begins anew",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            self.state, self.size = self.model.init_state(), size
-        outputs, self.state = self.model.step(pixel_values, self.state)
-        self.frames += 1
-        return outputs
+def as_image(frame: Any) -> np.ndarray:
+    """A frame as steps take it: uint8 (H, W, 3)."""
+    return frame if isinstance(frame, np.ndarray) else frame.permute(1, 2, 0).cpu().numpy()
 
 
 def load_processor(source: str | Path, **settings: Any) -> Any:

@@ -160,27 +160,15 @@ class ConfusionMatrix:
         Raises:
             ValueError: unknown protocol.
         """
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol is {protocol!r}; known are {', '.join(map(repr, PROTOCOLS))}")
-        state = self._state.cpu().numpy().astype(np.float64)
-        hits = np.diagonal(state)
-        in_truth = state.sum(axis=1)
-        in_prediction = state[:, : self.num_labels].sum(axis=0)
-        union = in_truth + in_prediction - hits
-        iou = hits / np.maximum(union, 1)  # a union of 0 is never read below
-        accuracy = hits / np.maximum(in_truth, 1)
-        present = in_truth > 0
-        scored = present if protocol == "vspw" else union > 0
-        return {
-            "mean_iou": _mean(iou[scored]),
-            "frequency_weighted_iou": _ratio((in_truth * iou).sum(), in_truth.sum()),
-            "pixel_accuracy": _ratio(hits.sum(), in_truth.sum()),
-            "mean_accuracy": _mean(accuracy[present]),
-            "per_class_iou": _with_gaps(iou, scored),
-            "per_class_accuracy": _with_gaps(accuracy, present),
-            "num_classes_scored": int(scored.sum()),
-            "protocol": protocol,
-        }
+        return class_scores(*self.class_pixels(), protocol)
+
+    def class_pixels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Per class, int64 (num_labels,): pixels that are right, that are it in truth, that are predicted as it.
+
+        All scores follow from these three, of single videos too: `class_scores`.
+        """
+        counts = self._state.cpu().numpy()
+        return np.diagonal(counts).copy(), counts.sum(axis=1), counts[:, : self.num_labels].sum(axis=0)
 
     # --- inside
 
@@ -219,6 +207,43 @@ class ConfusionMatrix:
             f"{name} hold the value {value} ({pixels} pixels); labels are 0..{self.num_labels - 1} "
             f"or ignore_index={self.ignore_index}"
         )
+
+
+def class_scores(
+    hits: np.ndarray, in_truth: np.ndarray, in_prediction: np.ndarray, protocol: str = "vspw"
+) -> dict[str, Any]:
+    """Scores in float64 from the pixels of each class; see `ConfusionMatrix.compute`.
+
+    Args:
+        hits, in_truth, in_prediction: whole numbers (num_labels,), as `ConfusionMatrix.class_pixels` gives them.
+        protocol: "vspw" or "evaluate".
+
+    Raises:
+        ValueError: unknown protocol.
+    """
+    check_protocol(protocol)
+    hits, in_truth, in_prediction = (np.asarray(pixels, np.float64) for pixels in (hits, in_truth, in_prediction))
+    union = in_truth + in_prediction - hits
+    iou = hits / np.maximum(union, 1)  # a union of 0 is never read below
+    accuracy = hits / np.maximum(in_truth, 1)
+    present = in_truth > 0
+    scored = present if protocol == "vspw" else union > 0
+    return {
+        "mean_iou": _mean(iou[scored]),
+        "frequency_weighted_iou": _ratio((in_truth * iou).sum(), in_truth.sum()),
+        "pixel_accuracy": _ratio(hits.sum(), in_truth.sum()),
+        "mean_accuracy": _mean(accuracy[present]),
+        "per_class_iou": _with_gaps(iou, scored),
+        "per_class_accuracy": _with_gaps(accuracy, present),
+        "num_classes_scored": int(scored.sum()),
+        "protocol": protocol,
+    }
+
+
+def check_protocol(protocol: str) -> None:
+    """Raise a ValueError unless there is such an average."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol is {protocol!r}; known are {', '.join(map(repr, PROTOCOLS))}")
 
 
 def value_table(predictions: Any, references: Any) -> np.ndarray:

@@ -22,16 +22,17 @@ script that reads PNG files (`VC_perclip.py`) sees two constants where a model's
 one. Give raw disk values as `reference` to reproduce the first and labels (void = 255) to reproduce the second; they
 differ in the third decimal. "paper" needs labels: prediction and reference must mean the same by the same number.
 
-Memory is O(height x width): per pixel, for how many frames truth and prediction have been constant. A window that ends
-now is constant in a pixel exactly when that number is at least n.
+Memory is O(height x width), whatever the number of frames (`SteadyRuns`). All protocols need the same runs: to have
+the scores of several in one pass, keep one `SteadyRuns` and give its windows to a `VideoConsistency` of each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from ._tensors import as_label_map, equals, sum_over_processes
+from ._tensors import sum_over_processes
+from .steady_runs import SteadyRuns, WindowPixels
 
 
 PROTOCOLS = ("vspw-official", "paper", "dvis-legacy")
@@ -57,6 +58,7 @@ class VideoConsistency:
         self.num_frames = tuple(num_frames)
         self.protocol = protocol
         self.ignore_index = ignore_index
+        self._runs = SteadyRuns(max(num_frames), ignore_index)
         self.reset()
 
     def reset(self) -> None:
@@ -82,15 +84,23 @@ class VideoConsistency:
             ValueError: a shape differs between prediction and reference or from the previous frame, is not (H, W), or
                 a dtype is not integer.
         """
-        prediction = as_label_map(prediction, "prediction")
-        reference = as_label_map(reference, "reference").to(prediction.device)
-        self._check_shapes(prediction, reference)
+        self._runs.add_frame(prediction, reference)
+        return self.add_windows(self._runs.windows_of(self.num_frames))
+
+    def add_windows(self, windows: Mapping[int, WindowPixels]) -> dict[str, float | None]:
+        """Adds the next frame of the current video by the windows that end with it, instead of by its maps.
+
+        Args:
+            windows: as of `SteadyRuns.windows_of`, for all `num_frames` that the video is long enough for.
+
+        Returns:
+            As `add_frame`.
+        """
+        self._frames += 1
         if self.protocol == "paper":
-            self._extend_runs(prediction, reference)
-            return self._close_windows()
-        windows = self._close_windows()  # those that ended with the previous frame
-        self._extend_runs(prediction, reference)
-        return windows
+            return self._score({n: (window.right, window.labelled) for n, window in windows.items()})
+        complete, self._waiting = self._waiting, {n: (pixels.steady, pixels.constant) for n, pixels in windows.items()}
+        return self._score(complete)
 
     def end_video(self) -> None:
         """Ends the current video; the next frame may have another size. No effect when no frame was added."""
@@ -144,56 +154,15 @@ class VideoConsistency:
 
     def _forget_video(self) -> None:
         self._frames = 0
-        nothing = torch.empty(0)
-        self._prediction = self._reference = nothing  # the previous frame, (H, W)
-        self._prediction_run = self._reference_run = nothing  # frames without a change up to it, int32 (H, W)
+        self._waiting: dict[int, tuple[int, int]] = {}  # windows that count if another frame follows
+        self._runs.reset()
 
-    def _check_shapes(self, prediction: torch.Tensor, reference: torch.Tensor) -> None:
-        if prediction.shape != reference.shape or prediction.ndim != 2:
-            raise ValueError(
-                f"prediction has shape {tuple(prediction.shape)} and reference {tuple(reference.shape)}; "
-                "both must be the same (height, width)"
-            )
-        if self._frames and self._reference.shape != reference.shape:
-            raise ValueError(
-                f"frame {self._frames} has shape {tuple(reference.shape)} and the frames of this video before it "
-                f"{tuple(self._reference.shape)}; call end_video() between videos"
-            )
-
-    def _extend_runs(self, prediction: torch.Tensor, reference: torch.Tensor) -> None:
-        """Brings the two run lengths up to this frame."""
-        first = self._frames == 0
-        if first:
-            self._reference_run = torch.zeros_like(reference, dtype=torch.int32)
-            self._prediction_run = torch.zeros_like(reference, dtype=torch.int32)
-        if self.protocol == "paper":  # "steady" means right in every frame
-            self._prediction_run.add_(1).mul_(prediction == reference)
-        else:
-            same = torch.zeros_like(prediction, dtype=torch.bool) if first else prediction == self._prediction
-            self._prediction_run.mul_(same).add_(1)
-        same = torch.zeros_like(reference, dtype=torch.bool) if first else reference == self._reference
-        self._reference_run.mul_(same).add_(1)
-        # copies, because callers like to reuse their buffers
-        self._prediction, self._reference = prediction.clone(), reference.clone()
-        self._frames += 1
-
-    def _close_windows(self) -> dict[str, float | None]:
-        """Scores the windows that end with the newest frame in the run lengths."""
-        complete = [n for n in self.num_frames if n <= self._frames]
-        if not complete:
-            return {}
-        pixels = []
-        for n in complete:
-            constant = self._reference_run >= n  # (H, W)
-            if self.protocol == "paper":
-                constant &= ~equals(self._reference, self.ignore_index)
-            steady = constant & (self._prediction_run >= n)
-            pixels += [steady.count_nonzero(), constant.count_nonzero()]
-        pixels = torch.stack(pixels).tolist()  # one transfer for all windows
-        windows = {}
-        for n, steady, constant in zip(complete, pixels[::2], pixels[1::2], strict=True):
+    def _score(self, windows: Mapping[int, tuple[int, int]]) -> dict[str, float | None]:
+        """Adds the windows, given as steady and constant pixels by their length."""
+        values = {}
+        for n, (steady, constant) in windows.items():
             value = steady / constant if constant else None
-            row = self._totals[self.num_frames.index(n)]
-            row += torch.tensor([value or 0.0, value is not None, value is None], dtype=torch.float64)
-            windows[f"vc{n}"] = value
-        return windows
+            row = self._totals.numpy()[self.num_frames.index(n)]
+            row += (value or 0.0, value is not None, value is None)
+            values[f"vc{n}"] = value
+        return values

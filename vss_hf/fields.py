@@ -1,12 +1,15 @@
-"""What values the fields of a recipe can hold, and what is said about others."""
+"""What values the fields of recipes and settings can hold, and what is said about others."""
 
+import dataclasses
 import sys
 from difflib import get_close_matches
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from transformers.trainer_utils import IntervalStrategy
 
+
+Settings = TypeVar("Settings")
 
 TYPE_WORDS = {
     int: "a whole number",
@@ -40,6 +43,31 @@ def of_type(value: Any, hint: Any, place: str) -> Any:
     if isinstance(value, int) and float in kinds and int not in kinds and abs(value) > sys.float_info.max:
         raise ValueError(f"{place}: {shown(value)} is too large for a number")
     return value
+
+
+def settings_from(kind: type[Settings], given: Any, place: str) -> Settings:
+    """A settings dataclass from the fields of JSON or YAML.
+
+    Args:
+        kind: the dataclass; its `__post_init__` checks ranges and begins messages with the field's name.
+        given: its fields.
+        place: how messages call it, e.g. "--tta".
+
+    Raises:
+        ValueError: a field does not exist (with the nearest one), is missing, or has a value that does not fit.
+    """
+    of_type(given, dict, place)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    for name in given:
+        known_or_raise(name, list(fields), f"{place} has no field")
+    for name, field in fields.items():
+        if name not in given and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{place}: the field '{name}' is missing")
+    values = {name: of_type(value, fields[name].type, f"{place}.{name}") for name, value in given.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{place}.{error}") from None
 
 
 def kinds_of(hint: Any) -> tuple[Any, ...]:
