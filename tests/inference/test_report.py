@@ -167,7 +167,7 @@ def test_an_older_report_is_replaced_and_nothing_else(data, tmp_path):
     out = tmp_path / "report"
     for clips in (1, 0):
         report = Report(f"{out}/", clips=clips)
-        (tmp_path / "report.part/left").mkdir(parents=True)  # by a run that was broken off
+        (tmp_path / "report.part/kept").mkdir(parents=True)  # by a run that was broken off
         report.write(score_predictions(folder / "labels", folder / "root", report=report))
     assert not [*(out / "pictures").iterdir()] and [path.name for path in tmp_path.iterdir()] == ["report"]
     (out / "notes.txt").write_text("mine")
@@ -186,6 +186,11 @@ def test_an_older_report_is_replaced_and_nothing_else(data, tmp_path):
     with pytest.raises(FileExistsError, match="a folder of its own"):
         late.write(results)
     assert (tmp_path / "late/thesis.tex").read_text() == "x"
+    (tmp_path / "mine.part").mkdir()
+    (tmp_path / "mine.part/thesis.tex").write_text("x")
+    with pytest.raises(FileExistsError, match="no report broken off earlier"):
+        score_predictions(folder / "labels", folder / "root", report=Report(tmp_path / "mine"))
+    assert (tmp_path / "mine.part/thesis.tex").read_text() == "x"
 
 
 def test_errors_come_before_the_work(data, tmp_path):

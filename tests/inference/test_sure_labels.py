@@ -131,6 +131,25 @@ def test_a_view_in_windows():
     assert check(scores, torch.einsum("yh,khw,xw->kyx", wy, logits.double(), wx).softmax(0)) > 0.3
 
 
+@pytest.mark.parametrize("window", [64, 32])
+def test_masks_of_a_view_of_another_size(window):
+    """Of a resized view, in one piece or in windows: its supports are longer, and begin at few positions."""
+    vertical, horizontal = (Axis.of(length, window, 32, 1, frame) for length, frame in ((48, 60), (64, 100)))
+    placement = Placement(vertical, horizontal, (12, 16), False, torch.float32, torch.device("cpu"))
+    wy, wx = placement.whole.wy.double(), placement.whole.wx.double()
+    maps = regions((wy.shape[1], wx.shape[1]), number=7, seed=1)
+    best = maps.topk(2, dim=0).values
+    masks = 2 * (maps - torch.where(maps == best[:1], best[1:], best[:1]))
+    classes = torch.randn(7, NUM_LABELS + 1, generator=torch.Generator().manual_seed(3)) * 4
+    resampled = torch.einsum("yh,khw,xw->kyx", wy, masks.double(), wx)
+    wanted = torch.einsum("qk,qhw->khw", classes.double().softmax(-1)[:, :-1], resampled.sigmoid())
+    scores = MaskScores(classes, masks, (60, 100), interpolation=placement.whole)
+    assert check(scores, wanted) > (0.2 if window == 64 else 0)
+    cells = placement.whole.cells
+    most = (12, 16) if window == 64 else (60, 100)
+    assert all(len(axis.index) <= number for axis, number in zip(cells, most, strict=True))
+
+
 def test_sums_of_maps():
     size = (61, 83)
     maps = [regions((13, 17)), regions((20, 27)), torch.randn(NUM_LABELS, 5, 5)]

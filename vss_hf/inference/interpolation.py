@@ -28,11 +28,11 @@ class Support(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """The different supports along one axis.
+    """What holds the supports along one axis.
 
     Args:
-        index: int64 (M, n), the positions of each.
-        of_pixel: int64 (N,), which of them each pixel has.
+        index: int64 (M, n), the positions of each cell.
+        of_pixel: int64 (N,), the cell that holds each pixel's support.
     """
 
     index: Tensor
@@ -103,7 +103,7 @@ class Interpolation:
 
     @cached_property
     def cells(self) -> tuple[Cells, Cells]:
-        """Of the rows and of the columns: pixels of one cell have one support."""
+        """Of the rows and of the columns."""
         return cells_of(self.vertical), cells_of(self.horizontal)
 
 
@@ -116,9 +116,15 @@ def support_of(weights: Tensor) -> Support:
 
 
 def cells_of(support: Support) -> Cells:
-    """The different supports."""
-    index, of_pixel = torch.unique(support.index.sort(dim=1).values, dim=0, return_inverse=True)
-    return Cells(index, of_pixel)
+    """Cells that hold the supports: one for each position where a support begins, as long as the longest; of windows
+    side by side, whose supports lie in several of them, one for each different support."""
+    first, last = support.index.amin(dim=1), support.index.amax(dim=1)
+    length = int((last - first).max()) + 1
+    if length > support.index.shape[1] + 1:
+        return Cells(*torch.unique(support.index.sort(dim=1).values, dim=0, return_inverse=True))
+    starts, of_pixel = first.unique(return_inverse=True)
+    index = starts[:, None] + torch.arange(length, device=starts.device)
+    return Cells(index.clamp(max=int(last.max())), of_pixel)
 
 
 @lru_cache(maxsize=16)  # for frame after frame of a video: matrices of a frame's height and width

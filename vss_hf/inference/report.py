@@ -81,7 +81,7 @@ class Report:
             if is_first():
                 if self.compare is not None:
                     OtherDump(self.compare, truth, values).close()
-                shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was broken off
+                remove_broken_off(self.partial)
                 (self.partial / "kept").mkdir(parents=True)
         self.truth, self.values = truth, values
         self.kept = KeptFrames(self.partial / "kept", truth, self.frames)
@@ -162,3 +162,17 @@ def check_free(folder: Path) -> None:
         if only_ours and index.is_file() and MARK in index.read_text(encoding="utf-8", errors="replace"):
             return
     raise FileExistsError(f"{folder}: is there and no report made earlier; give the report a folder of its own")
+
+
+def remove_broken_off(partial: Path) -> None:
+    """Remove what a run that was broken off has left.
+
+    Raises:
+        FileExistsError: it is something else.
+    """
+    if not partial.exists():
+        return
+    files = {file.name for file in partial.iterdir()} if partial.is_dir() else {partial.name}
+    if not files <= {"kept", "pictures", "index.html"}:
+        raise FileExistsError(f"{partial}: is there and no report broken off earlier; the report needs that name")
+    shutil.rmtree(partial)
