@@ -29,6 +29,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ class ReadyOutputs(torch.nn.Module):
         self.config = SimpleNamespace(num_labels=num_labels, name_or_path="ready")
         self.kind, self.seed = kind, seed
         self.anchor = torch.nn.Buffer(torch.zeros(1))
-        self.known: dict[tuple[int, ...], SimpleNamespace] = {}
+        self.known: dict[tuple[int, ...], list[SimpleNamespace]] = {}
 
     @property
     def device(self):
@@ -135,7 +136,7 @@ def run_plain(members, frame, case):
     _, _, scales, flip = CASES[case]
     size = frame.shape[:2]
     image = torch.from_numpy(frame).permute(2, 0, 1).to(members[0].model.device)
-    total = None
+    total: Any = None
     for member in members:
         for scale in scales:
             view = image
@@ -249,7 +250,8 @@ def parse():
 def main():
     options = parse()
     if options.child is not None:
-        print(measure_memory_here(*options.child, options))
+        case, name = options.child
+        print(measure_memory_here(case, name, options))
         return
     setting = {
         "size": list(options.size),
