@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
 from pathlib import Path
@@ -11,6 +12,10 @@ import torch
 
 from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
 
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell hands this down to what it starts in the background; tests of Ctrl-C, and what they start, must hear it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Maps at strides 4, 8, 16 except for the dilated network (8 and 8). All weights are random.
 BACKBONES = {
