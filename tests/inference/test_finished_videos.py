@@ -163,6 +163,17 @@ def test_overwrite_begins_anew(data, tmp_path):
     assert files_of(out) == files_of(tmp_path / "fresh")
 
 
+def test_overwrite_removes_nothing_before_it_has_looked_at_everything(data, tmp_path):
+    out = tmp_path / "o"
+    videos = predict(segmenter(), data, out)["videos"]
+    last = sorted(path for path in out.iterdir() if path.is_dir() and not path.name.startswith("."))[-1]
+    (last / "notes.txt").write_text("mine")
+    before = files_of(out)
+    with pytest.raises(FileExistsError, match="notes.txt"):
+        predict(segmenter(), data, out, overwrite=True)
+    assert videos > 1 and files_of(out) == before
+
+
 def test_files_of_others_are_not_touched(data, tmp_path):
     out = tmp_path / "o"
     (out / "b_odd").mkdir(parents=True)

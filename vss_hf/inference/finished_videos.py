@@ -133,6 +133,8 @@ class FinishedVideos:
 
     def _remove(self, names: Iterable[str]) -> None:
         names = list(dict.fromkeys(names))
+        for name in names:  # all of them before anything is removed
+            check_label_maps(self.out / name)
         for name in names:  # the records first: whoever comes after a kill finds nothing that seems finished
             self.forget(name)
         for name in names:
@@ -142,8 +144,8 @@ class FinishedVideos:
         (self.work / "run.json").unlink(missing_ok=True)
 
 
-def remove_label_maps(folder: Path) -> None:
-    """Remove the folder of a video, if it is there.
+def check_label_maps(folder: Path) -> None:
+    """Raise if the folder of a video is there and may not be removed.
 
     Raises:
         FileExistsError: it holds something else than PNG files (and halves of them), which people may want to keep.
@@ -152,7 +154,13 @@ def remove_label_maps(folder: Path) -> None:
         return
     if other := [path.name for path in folder.iterdir() if path.is_dir() or path.suffix not in (".png", ".part")]:
         raise FileExistsError(f"{folder}: holds {other[0]}, which is no label map; give another folder to --out")
-    shutil.rmtree(folder)
+
+
+def remove_label_maps(folder: Path) -> None:
+    """Remove the folder of a video, if it is there; raises as `check_label_maps`."""
+    check_label_maps(folder)
+    if folder.is_dir():
+        shutil.rmtree(folder)
 
 
 def pictures_sha256(video: VSPWVideo) -> str:
