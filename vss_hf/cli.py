@@ -250,6 +250,9 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to push to; made if it does not exist.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    with_code: Annotated[
+        bool, typer.Option("--with_code", help="Also the code, for trust_remote_code=True without this package.")
+    ] = False,
 ) -> None:
     """Upload everything a model folder holds; private by default, and only what changed.
 
@@ -258,7 +261,13 @@ def push(
     from vss_hf.hub_cards import push_folder
 
     result = push_folder(
-        folder, repo_id, private=not public, revision=revision, create_pr=create_pr, commit_message=message
+        folder,
+        repo_id,
+        private=not public,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=message,
+        with_code=with_code,
     )
     for line in result.lines():
         typer.echo(line)
