@@ -30,7 +30,13 @@ LAW = [
         "modeling/",
         ["torch", "torchvision", "transformers", "timm", "huggingface_hub", "numpy", "scipy", "safetensors"],
     ),
-    ("hub_cards/", ["huggingface_hub", "yaml", "jinja2", "safetensors", "vss_hf.metrics", "vss_hf.files", "vss_hf.modeling.remote_code"]),
+    (
+        "hub_cards/",
+        [
+            *["huggingface_hub", "yaml", "jinja2", "safetensors"],
+            *["vss_hf.metrics", "vss_hf.files", "vss_hf.modeling.remote_code"],
+        ],
+    ),
     (
         "training/",
         [
