@@ -23,6 +23,7 @@ from .cli_common import (
     write_results,
 )
 from .cli_data import data_app
+from .cli_doctor import doctor
 from .cli_ensemble import ensemble_app
 from .cli_evaluate import evaluate, score
 from .cli_inference import Refine, Smooth, TestTimeAugmentation, open_segmenter
@@ -67,6 +68,7 @@ def train(context: typer.Context) -> None:
 
 app.command()(evaluate)
 app.command()(score)
+app.command()(doctor)
 
 
 @app.command()
