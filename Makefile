@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CAMVID ?= $(or $(VSS_HF_CAMVID),../shared/data/camvid_vspw)
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-.PHONY: help demo demo-camvid test test-all lint clean
+.PHONY: help demo demo-camvid test test-all chromium lint clean
 help:
 	@echo "make demo         sample videos -> training -> evaluation -> model folder with card -> overlay video"
 	@echo "make demo-camvid  the same on CamVid in VSPW layout: make demo-camvid CAMVID=path"
@@ -29,7 +29,13 @@ demo-camvid: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu"
 
-test-all: $(VENV)/installed
+# Some tests click through the demo page in Chromium; where it is not there and cannot be installed, they are skipped.
+chromium:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	{ [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || \
+	echo "no Chromium: the tests of the demo page in a browser are skipped"
+
+test-all: $(VENV)/installed chromium
 	OMP_NUM_THREADS=1 $(PYTEST)
 
 lint: $(VENV)/installed
