@@ -62,7 +62,7 @@ def push_folder(
         check_code(folder)
     with Push(repo_id, revision, create_pr, token, folder) as push:
         push.find_name()
-        card = card_for_repo(folder, push.repo_id)
+        card = card_for_repo(folder, push.repo_id, with_code)
         if card is None:
             warnings.warn(
                 f"{readme} was edited by hand: it is pushed as it is and may not name {push.repo_id}", stacklevel=2
