@@ -11,10 +11,10 @@ from pathlib import Path
 import torch.distributed as dist
 
 from vss_hf.cli import main as command_line
-from vss_hf.inference.evaluation import evaluate_model, score_predictions
 from vss_hf.inference.prediction import predict
 from vss_hf.inference.processes import joined_processes
 from vss_hf.inference.segmenter import VideoSegmenter
+from vss_hf.scoring.evaluation import evaluate_model, score_predictions
 
 
 def error_of(action, *arguments, **settings) -> str:

@@ -15,10 +15,10 @@ import torch
 from colour_model import files_of, segmenter
 from killed_processes import fork, kill_at_file_operation, wait
 
-from vss_hf.inference import ensemble_search
-from vss_hf.inference.ensemble_scores import Sampling
-from vss_hf.inference.ensemble_search import search_ensemble
-from vss_hf.inference.ensemble_weights import SearchSettings
+from vss_hf.ensembles import search as ensemble_search
+from vss_hf.ensembles.scores import Sampling
+from vss_hf.ensembles.search import search_ensemble
+from vss_hf.ensembles.weights import SearchSettings
 from vss_hf.inference.segmenter import VideoSegmenter
 
 

@@ -15,8 +15,8 @@ import torch
 from colour_model import files_of, segmenter
 from killed_processes import fork, kill_at_file_operation, together, wait
 
-from vss_hf.inference.pseudo_labels import pseudo_label
-from vss_hf.inference.pseudo_labels_filters import PseudoLabelSettings
+from vss_hf.pseudo_labels.filters import PseudoLabelSettings
+from vss_hf.pseudo_labels.labelling import pseudo_label
 
 
 SETTINGS = PseudoLabelSettings(class_balanced=0.5, balance_every=2, temporal_window=1, min_labelled=0.2)

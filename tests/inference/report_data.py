@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from vss_hf.inference import Report, score_predictions
+from vss_hf.scoring import Report, score_predictions
 
 
 EVIL = "<script>alert('car')<!--</script>"

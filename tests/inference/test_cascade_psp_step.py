@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from vss_hf.cli import main
-from vss_hf.inference import CascadePSP, VideoSegmenter
-from vss_hf.inference.cascade_psp import STUFF, CascadePSPSettings, Coarse, Crop, MaskRefiner, normalised, parse
+from vss_hf.inference import VideoSegmenter
 from vss_hf.modeling.configuration_cascade_psp import BACKBONE, CascadePSPConfig
 from vss_hf.modeling.modeling_cascade_psp import CascadePSPModel, CascadePSPOutput
+from vss_hf.refinement import CascadePSP
+from vss_hf.refinement.cascade_psp import STUFF, CascadePSPSettings, Coarse, Crop, MaskRefiner, normalised, parse
 
 
 TINY = dict(

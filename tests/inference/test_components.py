@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vss_hf.inference.components import Claims, Region, split_regions
+from vss_hf.refinement.components import Claims, Region, split_regions
 
 
 def blobs(size, classes, seed, grain=9):

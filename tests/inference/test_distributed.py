@@ -16,7 +16,6 @@ from PIL import Image
 from test_evaluate_video_models import write_video_model
 
 from vss_hf.inference import processes
-from vss_hf.inference.evaluation import evaluate_model, score_predictions
 from vss_hf.inference.prediction import predict
 from vss_hf.inference.processes import (
     OtherProcessFailed,
@@ -31,6 +30,7 @@ from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.metrics import VideoConsistency
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
+from vss_hf.scoring.evaluation import evaluate_model, score_predictions
 
 
 NAMES = {"others": 0, "road": 1, "sky": 2, "tree": 5}

@@ -11,8 +11,9 @@ from PIL import Image
 
 from vss_hf.cli import main as command_line
 from vss_hf.data.vspw import scan_split
-from vss_hf.inference import flow, score_predictions
-from vss_hf.inference.dumps import open_dump
+from vss_hf.refinement import flow
+from vss_hf.scoring import score_predictions
+from vss_hf.scoring.dumps import open_dump
 
 
 SHAPE, NAMES = (6, 8), {"road": 1, "sky": 2, "car": 3}

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 from vss_hf import EnsembleConfig, VideoSegmenter
 from vss_hf.cli import main as command_line
+from vss_hf.ensembles.ensemble import create_ensemble
 from vss_hf.inference import predict
-from vss_hf.inference.ensemble import create_ensemble
 from vss_hf.inference.views import TTA
 from vss_hf.modeling import dense
 
@@ -398,7 +398,7 @@ def test_command_line(models, tmp_path, capsys, monkeypatch):
 
 
 def test_an_ensemble_of_the_hub_reads_no_folder(models):
-    from vss_hf.inference.ensemble import member_source
+    from vss_hf.ensembles.ensemble import member_source
 
     assert member_source("user/name", None) == "user/name"
     for name in ("/models/image", "../image", "image", "./user/name", "a/b/c"):

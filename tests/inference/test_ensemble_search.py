@@ -1,6 +1,7 @@
 """Search of weights: what is stored against full scores, counts and search against brute force, and the report."""
 
 import json
+import os
 import subprocess
 import sys
 from itertools import product
@@ -15,13 +16,13 @@ from tiny_models import NAMES, moving_frames
 
 from vss_hf import EnsembleConfig, VideoSegmenter
 from vss_hf.cli import main as command_line
-from vss_hf.inference import ensemble_counts
-from vss_hf.inference.ensemble import create_ensemble
-from vss_hf.inference.ensemble_counts import SearchedPixels, WeightedCounts
-from vss_hf.inference.ensemble_report import flat_weights, report_of, warnings_of
-from vss_hf.inference.ensemble_scores import Sampling, sampled_scores
-from vss_hf.inference.ensemble_search import search_ensemble, with_weights
-from vss_hf.inference.ensemble_weights import SearchSettings, coordinate_search, grid, search
+from vss_hf.ensembles import counts as ensemble_counts
+from vss_hf.ensembles.counts import SearchedPixels, WeightedCounts
+from vss_hf.ensembles.ensemble import create_ensemble
+from vss_hf.ensembles.report import flat_weights, report_of, warnings_of
+from vss_hf.ensembles.scores import Sampling, sampled_scores
+from vss_hf.ensembles.search import search_ensemble, with_weights
+from vss_hf.ensembles.weights import SearchSettings, coordinate_search, grid, search
 from vss_hf.inference.score_maps import DenseScores
 from vss_hf.metrics import ConfusionMatrix
 
@@ -317,7 +318,9 @@ def test_a_search_that_is_broken_off_goes_on(models, root, tmp_path):
 @pytest.mark.slow
 def test_a_killed_search_goes_on(models, root, tmp_path):
     arguments = [HERE / "killed_ensemble_search.py", root, models, tmp_path, 5]
-    ended = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])
     assert set(found["codes"]) == {0} and found["kills"] >= 3 and found["different"] == []

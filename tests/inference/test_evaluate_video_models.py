@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
 from vss_hf.cli import main as command_line
-from vss_hf.inference import VideoSegmenter, evaluate_model, score_predictions
+from vss_hf.inference import VideoSegmenter
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
+from vss_hf.scoring import evaluate_model, score_predictions
 from vss_hf.training.arguments import VSSTrainingArguments
 from vss_hf.training.trainer import VSSTrainer
 

@@ -11,11 +11,11 @@ from PIL import Image
 from rich.console import Console
 
 from vss_hf.data.labels import ClassList
-from vss_hf.inference import evaluate_model, score_predictions
-from vss_hf.inference.class_scores import show_results
 from vss_hf.metrics.confusion import PROTOCOLS
 from vss_hf.metrics.temporal_consistency import TemporalConsistency
 from vss_hf.metrics.video_consistency import PROTOCOLS as VC_PROTOCOLS
+from vss_hf.scoring import evaluate_model, score_predictions
+from vss_hf.scoring.class_scores import show_results
 
 
 NAMES = {"road": 1, "sky": 2, "car": 4, "tree": 5, "sea": 7}  # values on disk have gaps

@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 from torchvision.models.optical_flow import raft_large, raft_small
 
-from vss_hf.inference.flow import LucasKanade, along, load_raft, open_flow
-from vss_hf.inference.motion import Motion
+from vss_hf.refinement.flow import LucasKanade, along, load_raft, open_flow
+from vss_hf.refinement.motion import Motion
 
 
 def texture(height, width, seed=0):

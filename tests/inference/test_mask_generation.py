@@ -10,7 +10,7 @@ from tiny_models import save_model
 from tiny_sam import KINDS, SIZE, save_sam, save_video_sam
 from transformers import Sam2Processor, pipeline
 
-from vss_hf.inference.mask_generation import (
+from vss_hf.refinement.mask_generation import (
     Mask,
     MaskGenerator,
     MaskSettings,

@@ -15,8 +15,8 @@ from vss_hf.cli import main as command_line
 from vss_hf.data import VSPW
 from vss_hf.data.parquet_writer import write_parquet
 from vss_hf.data.remap import source_names
-from vss_hf.inference import evaluate_model, score_predictions
 from vss_hf.metrics import VideoConsistency
+from vss_hf.scoring import evaluate_model, score_predictions
 
 
 HEIGHT, WIDTH = 20, 30

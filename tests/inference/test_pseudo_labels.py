@@ -21,9 +21,10 @@ from vss_hf.data import load_vspw, verify_dataset
 from vss_hf.data.labels import VSPW, ClassList
 from vss_hf.data.splits import open_split
 from vss_hf.data.vspw import read_image, read_mask
-from vss_hf.inference.pseudo_labels import pseudo_label
-from vss_hf.inference.pseudo_labels_files import find_videos, frame_names
-from vss_hf.inference.pseudo_labels_filters import (
+from vss_hf.inference.segmenter import SegmentedFrame, VideoSegmenter
+from vss_hf.inference.views import TTA
+from vss_hf.pseudo_labels.files import find_videos, frame_names
+from vss_hf.pseudo_labels.filters import (
     LOWEST,
     STEPS,
     Placed,
@@ -33,8 +34,7 @@ from vss_hf.inference.pseudo_labels_filters import (
     confidence_counts,
     with_neighbours,
 )
-from vss_hf.inference.segmenter import SegmentedFrame, VideoSegmenter
-from vss_hf.inference.views import TTA
+from vss_hf.pseudo_labels.labelling import pseudo_label
 
 
 CLOSE = 1e-5  # probabilities that are nearer to a threshold, or to each other, may fall on either side in float32

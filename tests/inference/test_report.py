@@ -11,8 +11,8 @@ import report_data
 from report_data import EVIL, NAMES, VIDEOS, Page, write
 
 from vss_hf.cli import main
-from vss_hf.inference import Report, score_predictions
-from vss_hf.inference.report_page import PLOT_POINTS, plot, worst_videos
+from vss_hf.scoring import Report, score_predictions
+from vss_hf.scoring.report_page import PLOT_POINTS, plot, worst_videos
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,12 @@ from PIL import Image
 from report_data import SIZE, Page, write
 
 from vss_hf.data.labels import ClassList
-from vss_hf.inference import Report, VideoSegmenter, evaluate_model, score_predictions
-from vss_hf.inference.ground_truth import open_ground_truth
-from vss_hf.inference.report_frames import KeptFrames
-from vss_hf.inference.report_pictures import BLUE, DARK, ORANGE, PALE, RED, VIOLET
-from vss_hf.inference.video_scores import LabelledFrame
+from vss_hf.inference import VideoSegmenter
+from vss_hf.scoring import Report, evaluate_model, score_predictions
+from vss_hf.scoring.ground_truth import open_ground_truth
+from vss_hf.scoring.report_frames import KeptFrames
+from vss_hf.scoring.report_pictures import BLUE, DARK, ORANGE, PALE, RED, VIOLET
+from vss_hf.scoring.video_scores import LabelledFrame
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from largest_tensor import LargestTensor
 from test_flow import texture
 from torch.nn import functional as F
 
-from vss_hf.inference.flow import LucasKanade
 from vss_hf.inference.score_maps import DenseScores, LogitScores, MaskScores, WeightedScores
-from vss_hf.inference.smoothing import NAMED, AverageSettings, MovingAverage, cell_means, parse
+from vss_hf.refinement.flow import LucasKanade
+from vss_hf.refinement.smoothing import NAMED, AverageSettings, MovingAverage, cell_means, parse
 
 
 CLASSES = 5

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_flow import texture
 
-from vss_hf.inference.flicker import FlickerFilter, FlickerSettings
+from vss_hf.refinement.flicker import FlickerFilter, FlickerSettings
 
 
 IN_PLACE = {"flow": None, "photometric": None, "scene_cut": 1.0}

@@ -10,7 +10,7 @@ from tiny_models import NAMES, save_model
 
 from vss_hf.cli import main
 from vss_hf.inference import VideoSegmenter
-from vss_hf.inference.smoothing import parse
+from vss_hf.refinement.smoothing import parse
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from tiny_sam import save_sam
 import vss_hf.modeling.dense as dense
 from vss_hf.cli import main
 from vss_hf.inference import VideoSegmenter
-from vss_hf.inference.mask_generation import Mask, MaskGenerator, MaskSettings
 from vss_hf.inference.score_maps import DenseScores, LogitScores
-from vss_hf.inference.ssa import (
+from vss_hf.refinement.mask_generation import Mask, MaskGenerator, MaskSettings
+from vss_hf.refinement.ssa import (
     SSA,
     classes_by_count,
     classes_by_probability,

@@ -1,9 +1,9 @@
 """Weights of an ensemble, searched on labelled videos: `vss-hf ensemble search`.
 
-The scores of each member are stored once (`ensemble_scores`), then weights (`ensemble_weights`) are tried on them
-(`ensemble_counts`) for the mean IoU of some of the videos. Whether they are better on the others, too, is what the
-report says (`ensemble_report`): USTC (VSPW 2021, fifth, table 3) gained 3.8 mIoU over its best model on the videos
-that were searched, and 1.5 on the test set.
+The scores of each member are stored once (scores.py), then weights (weights.py) are tried on them (counts.py) for the
+mean IoU of some of the videos. Whether they are better on the others, too, is what the report says (report.py): USTC
+(VSPW 2021, fifth, table 3) gained 3.8 mIoU over its best model on the videos that were searched, and 1.5 on the test
+set.
 """
 
 import time
@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from vss_hf.files import write_json
+from vss_hf.inference.processes import check_same_everywhere, failing_together, is_first
+from vss_hf.inference.segmenter import VideoSegmenter
+from vss_hf.scoring.ground_truth import GroundTruth, data_set_name, open_ground_truth, pinned_everywhere
 
+from .counts import WeightedCounts
 from .ensemble import REPORT, check_place, class_names, create_ensemble, ensemble_of, member_source
-from .ensemble_counts import WeightedCounts
-from .ensemble_report import report_of
-from .ensemble_scores import MemberScores, Sampling, bytes_to_store, weight_files
-from .ensemble_weights import SearchSettings
-from .ground_truth import GroundTruth, data_set_name, open_ground_truth, pinned_everywhere
-from .processes import check_same_everywhere, failing_together, is_first
-from .segmenter import VideoSegmenter
+from .report import report_of
+from .scores import MemberScores, Sampling, bytes_to_store, weight_files
+from .weights import SearchSettings
 
 
 def search_ensemble(
@@ -123,7 +123,7 @@ def stored_scores(member: dict[str, Any], folder: Path, truth: GroundTruth, samp
 
 def views_of(member: dict[str, Any]) -> Any:
     """A member's own views."""
-    from .views import parse_tta
+    from vss_hf.inference.views import parse_tta
 
     return parse_tta(member["tta"], f"tta of member '{member['name']}'")
 

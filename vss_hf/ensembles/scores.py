@@ -28,14 +28,13 @@ from vss_hf.data.splits import LabelledSplit
 from vss_hf.data.vspw import open_image
 from vss_hf.data.workers import end_with_parent
 from vss_hf.files import replacing, write_json
+from vss_hf.inference.batches import runs
+from vss_hf.inference.processes import failing_together, is_first, own_share, rank_and_world
+from vss_hf.inference.score_maps import ScoreMap
+from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.dense import full_precision
-
-from .batches import runs
-from .evaluation import FrameReader, flatten
-from .ground_truth import GroundTruth
-from .processes import failing_together, is_first, own_share, rank_and_world
-from .score_maps import ScoreMap
-from .segmenter import VideoSegmenter
+from vss_hf.scoring.evaluation import FrameReader, flatten
+from vss_hf.scoring.ground_truth import GroundTruth
 
 
 LEVELS = 65535  # a score of 1

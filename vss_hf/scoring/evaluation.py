@@ -18,20 +18,28 @@ from vss_hf.data.splits import LabelledSplit
 from vss_hf.data.statistics import LabelStatistics
 from vss_hf.data.vspw import read_image
 from vss_hf.data.workers import end_with_parent
+from vss_hf.inference.batches import runs
+from vss_hf.inference.processes import (
+    check_same_everywhere,
+    failing_together,
+    is_first,
+    largest,
+    own_share,
+    rank_and_world,
+)
+from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.metrics import sum_over_processes
 
-from .batches import runs
 from .coverage import Coverage, coverage_warnings
 from .dumps import Dump, open_dump
 from .ground_truth import GroundTruth, data_set_name, open_ground_truth, pinned_everywhere
 from .predicted_values import PredictedValues
-from .processes import check_same_everywhere, failing_together, is_first, largest, own_share, rank_and_world
-from .segmenter import VideoSegmenter
 from .video_scores import LabelledFrame, VideoScores
 
 
 if TYPE_CHECKING:
-    from .flow import Flow
+    from vss_hf.refinement.flow import Flow
+
     from .report import Report
 
 

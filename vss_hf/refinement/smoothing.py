@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vss_hf.fields import known_or_raise, settings_from, shown
+from vss_hf.inference.interpolation import Interpolation
+from vss_hf.inference.score_maps import ScoreMap, rows_first
 from vss_hf.modeling.dense import bilinear_weights, block_rows, full_precision
 
 from .flicker import FlickerFilter, FlickerSettings
 from .flow import along, open_flow
-from .interpolation import Interpolation
 from .motion import Motion, check_motion_fields
-from .score_maps import ScoreMap, rows_first
 
 
 @dataclass(frozen=True)

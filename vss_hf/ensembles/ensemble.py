@@ -28,8 +28,8 @@ from vss_hf.modeling.outputs import SemanticSegmenterOutput
 
 
 if TYPE_CHECKING:
-    from .segmenter import VideoSegmenter
-    from .views import TTA
+    from vss_hf.inference.segmenter import VideoSegmenter
+    from vss_hf.inference.views import TTA
 
 MODEL_TYPE = EnsembleConfig.model_type
 CONFIG, PROCESSOR, REPORT = "config.json", "preprocessor_config.json", "search.json"
@@ -58,7 +58,7 @@ class EnsembleForSemanticSegmentation(PreTrainedModel):
         processors: Sequence[Any] = (),
         folder: Path | None = None,
     ):
-        from .views import parse_tta
+        from vss_hf.inference.views import parse_tta
 
         super().__init__(config)
         self.members = used_members(config)
@@ -128,7 +128,7 @@ class EnsembleForSemanticSegmentation(PreTrainedModel):
         Raises:
             ValueError: `tta` is given and a member has views of its own.
         """
-        from .segmenter import VideoSegmenter
+        from vss_hf.inference.segmenter import VideoSegmenter
 
         for (member, _), own in zip(self.members, self.tta, strict=True):
             if tta is not None and own is not None:
@@ -163,7 +163,7 @@ class EnsembleForSemanticSegmentation(PreTrainedModel):
         Returns:
             `logits`: fp32 (batch, num_labels, height, width), logarithms of the mean probabilities.
         """
-        from .segmenter import VideoSegmenter
+        from vss_hf.inference.segmenter import VideoSegmenter
 
         frames = (pixel_values.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
         segmenter = VideoSegmenter(self, VSSImageProcessor())
@@ -215,7 +215,7 @@ def ensemble_of(members: Sequence[dict[str, Any]], groups: dict[str, float] | No
     Raises:
         As `create_ensemble`.
     """
-    from .views import parse_tta
+    from vss_hf.inference.views import parse_tta
 
     try:
         config = EnsembleConfig(members=[dict(member) for member in members], groups=groups)
@@ -286,7 +286,7 @@ def load_member(
         config: the ensemble's, whose classes it must have.
         shared: for `from_pretrained`.
     """
-    from .segmenter import load_processor
+    from vss_hf.inference.segmenter import load_processor
 
     source = member_source(member["name"], folder)
     check_names(names_of(member, source), member["name"], class_names(config), "the ensemble")

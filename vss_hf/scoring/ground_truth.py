@@ -18,8 +18,7 @@ from vss_hf.data.labels import IGNORE_INDEX, VSPW, ClassList
 from vss_hf.data.parquet import hub_id, pinned
 from vss_hf.data.remap import SOURCES_WITH_TABLE, reverse_map
 from vss_hf.data.splits import LabelledSplit, open_split
-
-from .processes import failing_together, gather_texts, is_first
+from vss_hf.inference.processes import failing_together, gather_texts, is_first
 
 
 REVERSE = "reverse"

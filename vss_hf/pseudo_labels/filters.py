@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .segmenter import SegmentedFrame
+from vss_hf.inference.segmenter import SegmentedFrame
 
 
 DEFAULT_THRESHOLD = 0.9  # on CamVid: 80 % of the pixels, and less than a third of the errors (docs/training.md)

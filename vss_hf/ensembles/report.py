@@ -9,8 +9,8 @@ from vss_hf.metrics.confusion import class_scores
 from vss_hf.metrics.intervals import LEVEL, mean_iou_resampled
 from vss_hf.modeling.configuration_ensemble import EnsembleConfig
 
-from .ensemble_counts import WeightedCounts
-from .ensemble_weights import SearchSettings, method_of, search
+from .counts import WeightedCounts
+from .weights import SearchSettings, method_of, search
 
 
 def report_of(config: EnsembleConfig, counts: WeightedCounts, settings: SearchSettings) -> dict[str, Any]:

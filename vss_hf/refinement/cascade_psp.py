@@ -22,13 +22,13 @@ from torch.nn import functional as F
 
 from vss_hf.data.labels import VSPW
 from vss_hf.fields import known_or_raise, of_type, settings_from
+from vss_hf.inference.score_maps import ScoreMap
+from vss_hf.inference.sliding import window_starts
 from vss_hf.modeling.layers import resize
 from vss_hf.modeling.loading import load_strictly, stored_config
 from vss_hf.modeling.modeling_cascade_psp import CascadePSPModel, pad
 
 from .components import Claims, split_regions
-from .score_maps import ScoreMap
-from .sliding import window_starts
 
 
 MODEL_TYPE = "vss_cascade_psp"

@@ -16,8 +16,7 @@ from types import TracebackType
 import numpy as np
 
 from vss_hf.data.vspw import VSPWVideo, read_mask
-
-from .submission import unsafe_name
+from vss_hf.inference.submission import unsafe_name
 
 
 DEPTH = 4  # folders below the given one: result_submission/<video>/mask/ and one to spare

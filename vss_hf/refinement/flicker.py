@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vss_hf.inference.score_maps import ScoreMap
 from vss_hf.metrics.temporal_consistency import warp_labels
 
 from .flow import open_flow
 from .motion import Motion, check_motion_fields
-from .score_maps import ScoreMap
 
 
 @dataclass(frozen=True)

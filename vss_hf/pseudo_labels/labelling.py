@@ -25,13 +25,22 @@ import numpy as np
 from vss_hf.data.labels import LABEL_FILE, VSPW, ClassList
 from vss_hf.data.layouts import class_list
 from vss_hf.files import check_new_folder, replacing, write_json, write_text
+from vss_hf.inference.prediction import Progress
+from vss_hf.inference.processes import (
+    check_same_everywhere,
+    failing_together,
+    gather_texts,
+    is_first,
+    largest,
+    own_share,
+)
+from vss_hf.inference.resuming import check_same
+from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.interruption import StopRequest
+from vss_hf.scoring.ground_truth import data_set_name
 
-from .ground_truth import data_set_name
-from .prediction import Progress
-from .processes import check_same_everywhere, failing_together, gather_texts, is_first, largest, own_share
-from .pseudo_labels_files import LabelledVideoWriter, UnlabelledVideo, find_videos
-from .pseudo_labels_filters import (
+from .files import LabelledVideoWriter, UnlabelledVideo, find_videos
+from .filters import (
     Placed,
     PseudoLabelSettings,
     class_thresholds,
@@ -39,9 +48,7 @@ from .pseudo_labels_filters import (
     kept_pixels,
     with_neighbours,
 )
-from .pseudo_labels_report import VideoCounts, description, report_of
-from .resuming import check_same
-from .segmenter import VideoSegmenter
+from .report import VideoCounts, description, report_of
 
 
 REPORT_FILE = "pseudo_labels.json"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from vss_hf.files import write_text
+from vss_hf.inference.processes import failing_together, is_first
 
 from .ground_truth import GroundTruth
-from .processes import failing_together, is_first
 from .report_frames import KeptFrames, OtherDump
 from .report_page import MARK, Clip, page, plot, worst_videos
 from .report_pictures import FramePainter

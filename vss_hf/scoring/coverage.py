@@ -8,9 +8,9 @@ from typing import Any
 
 from vss_hf.data.vspw import VSPWVideo
 from vss_hf.fields import known_or_raise
+from vss_hf.inference.processes import gather_texts
 
 from .dumps import Dump, Frame
-from .processes import gather_texts
 
 
 MISSING = ("error", "skip", "wrong")

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from vss_hf.fields import known_or_raise, settings_from
+from vss_hf.inference.score_maps import ScoreMap
 from vss_hf.modeling.dense import full_precision
 
 from .mask_generation import Mask, MaskGenerator, MaskSettings
-from .score_maps import ScoreMap
 
 
 VOTES = ("count", "probability")

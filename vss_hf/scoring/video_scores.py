@@ -32,7 +32,8 @@ from .ground_truth import GroundTruth, data_set_name
 
 
 if TYPE_CHECKING:
-    from .flow import Flow
+    from vss_hf.refinement.flow import Flow
+
     from .report_frames import KeptFrames
 
 

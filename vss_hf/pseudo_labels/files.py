@@ -27,11 +27,10 @@ from vss_hf.data.vspw import (
     scan_split,
 )
 from vss_hf.files import write_bytes
+from vss_hf.inference.prediction import source_of
 from vss_hf.video_io import IMAGE_SUFFIXES as PICTURES
 from vss_hf.video_io import Frame, FrameSource, existing, list_images, natural_key, open_source, read_pictures
 from vss_hf.visualize import save_label_png
-
-from .prediction import source_of
 
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".y4m")

@@ -19,9 +19,8 @@ from rich.table import Table
 from vss_hf.data.parquet import hub_id
 from vss_hf.data.splits import LabelledSplit, open_split
 from vss_hf.data.statistics import LabelStatistics, known_statistics
+from vss_hf.inference.processes import failing_together, gather_texts, is_first
 from vss_hf.metrics.made_by import beside_the_model
-
-from .processes import failing_together, gather_texts, is_first
 
 
 GROUPS = ("head", "medium", "tail")

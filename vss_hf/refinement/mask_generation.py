@@ -26,9 +26,8 @@ from transformers import AutoModelForMaskGeneration
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES
 
 from vss_hf.fields import known_or_raise
+from vss_hf.inference.segmenter import load_processor
 from vss_hf.modeling.loading import load_strictly, stored_config
-
-from .segmenter import load_processor
 
 
 MASK_THRESHOLD = 0.0  # logits above it are in a mask, in all of these models

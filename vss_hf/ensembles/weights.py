@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from .ensemble_counts import SearchedPixels, WeightedCounts
+from .counts import SearchedPixels, WeightedCounts
 
 
 METHODS = ("grid", "coordinate")

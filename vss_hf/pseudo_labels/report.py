@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from vss_hf.files import write_json
+from vss_hf.inference.resuming import model_description
+from vss_hf.inference.segmenter import SegmentedFrame, VideoSegmenter
 
-from .pseudo_labels_files import UnlabelledVideo
-from .pseudo_labels_filters import PseudoLabelSettings
-from .resuming import model_description
-from .segmenter import SegmentedFrame, VideoSegmenter
+from .files import UnlabelledVideo
+from .filters import PseudoLabelSettings
 
 
 PACKAGES = ("vss-hf", "torch", "transformers", "numpy", "pillow")
