@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 CAMVID ?= $(or $(VSS_HF_CAMVID),../shared/data/camvid_vspw)
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-.PHONY: help demo demo-camvid test test-all chromium lint clean
+.PHONY: help demo demo-camvid test test-all chromium lint docs clean
 help:
 	@echo "make demo         sample videos -> training -> evaluation -> model folder with card -> overlay video"
 	@echo "make demo-camvid  the same on CamVid in VSPW layout: make demo-camvid CAMVID=path"
 	@echo "make test         quick tests        make test-all  all of them, slow and GPU ones too"
-	@echo "make lint         ruff and pyright"
+	@echo "make lint         ruff and pyright    make docs       the site, in site/"
 
 # One stamp per state of pyproject.toml: a changed dependency installs anew, nothing else does.
 $(VENV)/installed: pyproject.toml
@@ -42,5 +42,12 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	touch $@
+
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf demo runs build *.egg-info
+	rm -rf demo runs build site *.egg-info
