@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from vss_hf.modeling.car import car_loss
+from vss_hf.modeling.losses import share_of_step
 
 from .loss_entries import CAR
-from .loss_terms import share_of_step
 
 
 @contextmanager

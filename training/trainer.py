@@ -333,6 +333,9 @@ class VSSTrainer(PushesModelFolder, SavesWholeCheckpoints):
             num_items_in_batch=num_items_in_batch,
             pixel_loss=self.pixel_loss,
         )
+        features = outputs.get("regularised_features")  # of models that have a further loss of their own
+        if features is not None:
+            loss = loss + self.unwrapped().regularisation_loss(features, labels, num_items_in_batch)
         return loss, outputs
 
     def training_step(self, model, inputs, num_items_in_batch=None):
