@@ -38,13 +38,12 @@ class SelfAttention(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features (batch, channels, h, w) of the same shape."""
-        # Without a scale their products leave half precision's range.
         query, key, value = (
-            projection(features).flatten(2).transpose(1, 2).unsqueeze(1).float()  # (B, 1, h*w, channels)
+            in_float32(projection(features)).flatten(2).mT.unsqueeze(1).contiguous()  # (B, 1, h*w, c)
             for projection in (self.query, self.key, self.value)
-        )
-        with maybe_autocast(features.device.type, enabled=False):  # unlike torch.autocast also on the meta device
-            context = fused_attention(query, key, value, scale=1.0)
+        )  # in half precision their products without a scale would be infinite
+        query, key = as_wide_as_values(query, key, value)
+        context = attend(query, key, value, scale=1.0)
         context = context.squeeze(1).transpose(1, 2).unflatten(2, features.shape[-2:])
         return features + context.to(features.dtype)
 
@@ -73,38 +72,50 @@ class AxialAttention(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features (batch, channels, h, w) of the same shape."""
+        # A place's channels side by side, as the kernels want them: then columns and rows are views.
         query, key, value = (
-            projection(features).unflatten(1, (self.num_heads, -1)).permute(0, 4, 1, 3, 2)  # (B, w, heads, h, c)
+            projection(features).movedim(1, -1).contiguous().unflatten(-1, (self.num_heads, -1))  # (B, h, w, heads, c)
             for projection in (self.query, self.key, self.value)
         )
         scale = query.shape[-1] ** -0.5
-        value = attend(query, key, value, scale)  # along columns
-        query, key, value = (tensor.transpose(1, 3) for tensor in (query, key, value))  # (B, h, heads, w, c)
-        value = attend(query, key, value, scale)  # along rows
-        return features + value.permute(0, 2, 4, 1, 3).flatten(1, 2)
+        if (
+            features.device.type == "cpu"
+        ):  # where half precision is no faster, and with narrow heads several times slower
+            query, key, value = (in_float32(tensor) for tensor in (query, key, value))
+        query, key = as_wide_as_values(query, key, value)
+
+        columns = (tensor.flatten(2, 3).transpose(1, 2) for tensor in (query, key, value))  # (B, w * heads, h, c)
+        value = attend(*columns, scale=scale)
+        value = value.transpose(1, 2).unflatten(2, (-1, self.num_heads))  # (B, h, w, heads, c)
+
+        rows = (tensor.flatten(0, 1).transpose(1, 2) for tensor in (query, key, value))  # (B * h, heads, w, c)
+        value = attend(*rows, scale=scale)
+        value = value.transpose(1, 2).flatten(2).unflatten(0, (features.shape[0], -1))  # (B, h, w, channels)
+        return features + value.movedim(-1, 1).to(features.dtype)
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attention within each line of (batch, lines, heads, places, channels)."""
-    batch = query.shape[0]
-    lines = (tensor.flatten(0, 1) for tensor in (query, key, value))
-    return fused_attention(*lines, scale=scale).unflatten(0, (batch, -1))
+    """softmax(query · key * scale) · value, of tensors (batch, heads, places, c), in their precision."""
+    with maybe_autocast(query.device.type, enabled=False):  # unlike torch.autocast also on the meta device
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
 
 
-def fused_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """softmax(query · key * scale) · value by a kernel that keeps no map of all pairs, on the CPU, too.
+def as_wide_as_values(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys (..., c), on the CPU with zeros up to the width of the values (..., C), C at least c.
 
-    Args:
-        query, key: (..., places, c).
-        value: (..., places, C), C at least c.
-        scale: factor of the products.
-
-    Returns:
-        (..., places, C).
+    Its kernel that keeps no map of all pairs wants three tensors of one width. Zeros change no product.
     """
-    if query.device.type == "cpu":  # its kernel wants queries as wide as values; zeros change no product
-        query, key = (F.pad(tensor, (0, value.shape[-1] - tensor.shape[-1])) for tensor in (query, key))
-    return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    if query.device.type != "cpu":
+        return query, key
+    missing = (0, value.shape[-1] - query.shape[-1])
+    return F.pad(query, missing), F.pad(key, missing)
+
+
+def in_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32; float64 stays."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 __all__ = ["AxialAttention", "SelfAttention"]

@@ -9,15 +9,21 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 
 from .backbone_presets import backbone_fields
-from .config_checks import check_at_least_one
+from .config_checks import MOST_CHANNELS, check_at_least_one, check_at_most
 from .configuration_segmenter import SegmenterConfig, count_maps
 
 
 UPSAMPLERS = ("none", "semantic_fpn", "usfpn", "fapn", "upernet", "deeplabv3plus")
 ENCODINGS = ("identity", "aspp", "ocr", "sa", "sa_car", "cae", "ppm")
 REGULARISED = ("sa_car", "cae")  # encodings whose features CAR pulls together
+ATTENDING = ("sa", *REGULARISED)  # encodings with queries and keys
 OWN_WIDTH = ("ocr", "sa", "sa_car")  # encodings that a classifier reads at `encoding_channels` where nothing follows
 PYRAMIDS = ("semantic_fpn", "usfpn", "fapn", "upernet")  # read all maps, each at half the size of the one before
+# Backbones whose `stage1` to `stage4` have strides 4 to 32, and the stride of their `stem`.
+STEM_STRIDES = {
+    **{"swin": 4, "maskformer-swin": 4, "convnext": 4, "convnextv2": 4, "resnet": 4, "vss_internimage": 4},
+    **{"vss_resnet": 2, "vss_hrnet": 2, "vss_mit": 4},
+}
 
 # Sections 3 and 5: the plain settings have ResNet-50, those of Tables 10 to 16 ConvNeXt-L.
 SEMANTIC_FPN = dict(upsampler="semantic_fpn", extra_encoding="identity", guidance=False, axial_attention=False)
@@ -60,7 +66,7 @@ class HFGDConfig(SegmenterConfig):
         key_channels: width of queries and keys of all attentions, at least 1.
         axial_heads: heads of the axial attention; `channels` and `key_channels` are multiples of it.
         low_level_channels: width that DeepLabV3+ brings its early map to, at least 1.
-        car_loss_weight: weight of class-aware regularisation, with the encodings `"sa_car"` and `"cae"`.
+        car_loss_weight: weight of class-aware regularisation (CAR), which the encodings `"sa_car"` and `"cae"` have.
         car_faithful: its quirks as in the authors' code, see `car_loss`.
         auxiliary_loss_weight: weight of the high-level features' own cross entropy (guidance), and of OCR's coarse
             logits. `None`: 1 with guidance, else 0.4. The paper tells neither it nor the weight of CAR.
@@ -117,11 +123,12 @@ class HFGDConfig(SegmenterConfig):
     def validate_combination(self):
         """Part of `@strict`: what is asked for together fits together."""
         if self.upsampler == "none":
-            for field in ("guidance", "axial_attention", "output_stride"):
+            for field in ("guidance", "stop_gradient", "axial_attention", "output_stride"):
                 if getattr(self, field):
                     raise ValueError(
                         f"HFGDConfig.{field}={getattr(self, field)} with upsampler='none': there is no upsampler to "
-                        "guide, to attend after, or to reach a stride with; choose an upsampler, or leave it out"
+                        "guide, to stop at, to attend after, or to reach a stride with; choose an upsampler, or leave "
+                        "it out"
                     )
         if self.stop_gradient and not self.guidance:
             raise ValueError(
@@ -141,36 +148,71 @@ class HFGDConfig(SegmenterConfig):
 
     def validate_backbone_maps(self):
         """Part of `@strict`: the backbone has the maps that the upsampler reads."""
-        maps, stride = count_maps(self), getattr(self.backbone_config, "output_stride", None) or 32
-        if self.upsampler in PYRAMIDS and (maps != 4 or stride != 32):
-            raise ValueError(
-                f"HFGDConfig.upsampler={self.upsampler!r} with a backbone of {maps} maps and output stride {stride}: "
-                "expected four maps of strides 4, 8, 16, 32. A dilated backbone takes 'none' or 'deeplabv3plus'"
-            )
-        if self.upsampler == "deeplabv3plus" and maps < 2:
-            raise ValueError(
-                "HFGDConfig.upsampler='deeplabv3plus' with a backbone of 1 map: expected two or more, the first of "
-                "stride 4; set backbone_config.out_features"
-            )
+        check_strides(self, map_strides(self.backbone_config) or [0] * count_maps(self))
 
     def validate_ranges(self):
         """Part of `@strict`: every number is inside its range."""
-        widths = ("channels", "encoding_channels", "wide_channels", "key_channels", "axial_heads")
-        check_at_least_one(self, (*widths, "low_level_channels"))
+        widths = ("channels", "encoding_channels", "wide_channels", "key_channels", "low_level_channels")
+        check_at_least_one(self, (*widths, "axial_heads"))
+        for field in widths:
+            check_at_most(self, field, MOST_CHANNELS)
         for field in ("channels", "key_channels"):
             if self.axial_attention and getattr(self, field) % self.axial_heads:
                 raise ValueError(
                     f"HFGDConfig.{field}={getattr(self, field)}: expected a multiple of axial_heads={self.axial_heads}"
                 )
-        if self.key_channels > min(self.channels, self.encoding_channels):
-            raise ValueError(
-                f"HFGDConfig.key_channels={self.key_channels}: expected at most channels={self.channels} and "
-                f"encoding_channels={self.encoding_channels}, the widths of the values"
-            )
+        attending = {"channels": self.axial_attention, "encoding_channels": self.extra_encoding in ATTENDING}
+        for field in (field for field, attends in attending.items() if attends):
+            if self.key_channels > getattr(self, field):
+                raise ValueError(
+                    f"HFGDConfig.key_channels={self.key_channels}: expected at most {field}={getattr(self, field)}, "
+                    "the width of the values"
+                )
+
+    def validate_car(self):
+        """Part of `@strict`: what is said of class-aware regularisation is said of an encoding that has it."""
         if not 0 <= self.car_loss_weight < float("inf"):
             raise ValueError(
                 f"HFGDConfig.car_loss_weight={self.car_loss_weight}: expected a finite number, at least 0"
             )
+        for field, default in (("car_loss_weight", 1.0), ("car_faithful", False)):
+            if self.extra_encoding not in REGULARISED and getattr(self, field) != default:
+                raise ValueError(
+                    f"HFGDConfig.{field}={getattr(self, field)} with extra_encoding={self.extra_encoding!r}: it has "
+                    f"no features that are regularised; expected {' or '.join(REGULARISED)}, or leave it out"
+                )
 
 
-__all__ = ["HFGDConfig"]
+def map_strides(backbone_config: Any) -> list[int] | None:
+    """Pixels per place of each map that a backbone returns; None if its configuration does not tell."""
+    if hasattr(backbone_config, "out_strides"):  # VOLO
+        return backbone_config.out_strides
+    stem = STEM_STRIDES.get(backbone_config.model_type)
+    if stem is None:
+        return None
+    largest = getattr(backbone_config, "output_stride", 32)  # of a dilated backbone
+    strides = {"stem": stem, **{f"stage{stage}": min(2 ** (stage + 1), largest) for stage in range(1, 5)}}
+    return [strides[name] for name in backbone_config.out_features]
+
+
+def check_strides(config: HFGDConfig, strides: list[int]) -> None:
+    """Raise unless the upsampler can read maps of these strides.
+
+    Args:
+        config: the model's configuration.
+        strides: of each map that the backbone returns; 0 stands for one that is not known.
+    """
+    found = f"with a backbone of {len(strides)} maps" + (f", of strides {strides}" if any(strides) else "")
+    if config.upsampler in PYRAMIDS and (len(strides) != 4 or any(strides) and strides != [4, 8, 16, 32]):
+        raise ValueError(
+            f"HFGDConfig.upsampler={config.upsampler!r} {found}: expected four maps of strides 4, 8, 16, 32; see "
+            "backbone_config.out_features. A dilated backbone takes 'none' or 'deeplabv3plus'"
+        )
+    if config.upsampler == "deeplabv3plus" and (len(strides) < 2 or strides[0] not in (0, 4)):
+        raise ValueError(
+            f"HFGDConfig.upsampler='deeplabv3plus' {found}: expected two or more, the first of stride 4; see "
+            "backbone_config.out_features"
+        )
+
+
+__all__ = ["HFGDConfig", "check_strides", "map_strides"]

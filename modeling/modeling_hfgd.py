@@ -20,12 +20,30 @@ from transformers import initialization as init
 
 from .attention import AxialAttention, Projection, SelfAttention
 from .car import car_loss
-from .configuration_hfgd import HFGDConfig
+from .configuration_hfgd import HFGDConfig, check_strides
+from .feature_alignment import DeformableConv, PlainConv
 from .high_level_encodings import build_encoding
 from .layers import PixelClassifier
 from .losses import share_of_step
 from .modeling_segmenter import SegmenterModel
 from .upsamplers import build_upsampler
+
+
+class StopGradient(torch.autograd.Function):
+    """Values pass, and the gradient is zero.
+
+    After `detach` parameters that nothing but an earlier map leads to, such as the norms that Swin and ConvNeXt have
+    for each of their maps, would have no gradient at all: DistributedDataParallel waits for one, unless it is told to
+    look for such parameters first, which the Trainer does not do under activation checkpointing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, feature_map: torch.Tensor) -> torch.Tensor:
+        return feature_map.view_as(feature_map)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # pyright: ignore
+        return torch.zeros_like(gradient)
 
 
 class HFGDHead(nn.Module):
@@ -64,7 +82,8 @@ class HFGDHead(nn.Module):
     def upsample(self, earlier_maps: list[torch.Tensor], high_level: torch.Tensor) -> torch.Tensor:
         """The upsampler's features (B, channels, h/4, w/4)."""
         if self.stop_gradient:
-            earlier_maps, high_level = [m.detach() for m in earlier_maps], high_level.detach()
+            earlier_maps, high_level = [StopGradient.apply(m) for m in earlier_maps], high_level.detach()
+        assert self.upsampler is not None  # as `forward` knows
         features = self.upsampler(earlier_maps, high_level)
         return features if self.attention is None else self.attention(features)
 
@@ -81,6 +100,8 @@ class HFGDForSemanticSegmentation(SegmenterModel):
 
     def __init__(self, config: HFGDConfig):
         super().__init__(config)
+        if self.backbone.config.model_type == "timm_backbone":  # its configuration does not tell
+            check_strides(config, self.backbone._backbone.feature_info.reduction())
         self.decode_head = HFGDHead(config, self.backbone.channels)
         self.post_init()
 
@@ -107,15 +128,24 @@ class HFGDForSemanticSegmentation(SegmenterModel):
         num_labelled = (labels.long() != config.ignore_index).sum()
         return config.car_loss_weight * share_of_step(loss, num_labelled, num_items_in_batch)
 
+    def initialize_weights(self):
+        """Keys start from the queries' weights. `_init_weights` never sees a module without tensors of its own."""
+        super().initialize_weights()
+        for module in self.modules():
+            if isinstance(module, (SelfAttention, AxialAttention)):
+                init.copy_(module.key.weight, module.query.weight)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """The attentions' projections as in the authors' library (Glorot and Bengio 2010)."""
-        if isinstance(module, Projection):
+        """Convolutions that no norm follows as in the authors' library (Glorot and Bengio 2010)."""
+        if isinstance(module, (Projection, PlainConv, DeformableConv)):
             init.xavier_uniform_(module.weight)
-            assert module.bias is not None
-            init.zeros_(module.bias)
-        elif isinstance(module, SelfAttention):
-            init.copy_(module.key.weight, module.query.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+            if isinstance(module, DeformableConv):  # no place has moved yet
+                init.zeros_(module.offset.weight)
+                assert module.offset.bias is not None
+                init.zeros_(module.offset.bias)
         else:
             super()._init_weights(module)
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from .configuration_hfgd import HFGDConfig
-from .layers import ConvNormAct, resize
+from .feature_alignment import FeatureAlignment
+from .layers import BatchNorm2d, ConvNormAct, ResizedConv2d, resize
 
 
 class Doubling(nn.Module):
@@ -60,8 +61,9 @@ class SemanticBranches(nn.Module):
         total = None
         for index, (branch, level) in enumerate(zip(self.branches, levels, strict=True)):
             features = self.finest(level) if index == 0 else level
+            doublings = list(branch.children())
             # From the level's own size to the finer levels', one after the other.
-            for double, size in zip(branch, reversed(sizes[: len(branch)]), strict=True):
+            for double, size in zip(doublings, reversed(sizes[: len(doublings)]), strict=True):
                 features = double(features, size)
             total = features if total is None else total + features
         return self.out(total)
@@ -92,16 +94,96 @@ class SemanticFPN(nn.Module):
         self.align_corners = config.align_corners
 
     def forward(self, earlier_maps: list[torch.Tensor], high_level: torch.Tensor) -> torch.Tensor:
+        laterals = [lateral(m) for lateral, m in zip(self.lateral, earlier_maps, strict=True)]
+        return self.branches(add_top_down(laterals, high_level, self.align_corners))
+
+
+class FaPN(nn.Module):
+    """As Semantic FPN, but every level is aligned with the earlier map before it is added (see FeatureAlignment).
+
+    Args:
+        config: the model's configuration.
+        channels: channels of the backbone's maps.
+    """
+
+    def __init__(self, config: HFGDConfig, channels: list[int]):
+        super().__init__()
+        self.alignments = nn.ModuleList(
+            FeatureAlignment(width, config.channels, config.align_corners) for width in channels[:-1]
+        )
+        self.branches = SemanticBranches(config)
+
+    def forward(self, earlier_maps: list[torch.Tensor], high_level: torch.Tensor) -> torch.Tensor:
         levels = [high_level]
-        for lateral, feature_map in zip(reversed(self.lateral), reversed(earlier_maps), strict=True):
-            above = resize(levels[0], feature_map.shape[-2:], self.align_corners)
-            levels.insert(0, lateral(feature_map) + above)
+        for alignment, feature_map in zip(reversed(self.alignments), reversed(earlier_maps), strict=True):
+            levels.insert(0, alignment(feature_map, levels[0]))
         return self.branches(levels)
+
+
+class UperNet(nn.Module):
+    """A feature pyramid, a 3x3 convolution of each level, and one of all levels at the finest size (Xiao et al. 2018).
+
+    The high-level features are the top level, as they are: UperNet's own pyramid pooling is the encoding `"ppm"`.
+
+    Args:
+        config: the model's configuration.
+        channels: channels of the backbone's maps.
+    """
+
+    def __init__(self, config: HFGDConfig, channels: list[int]):
+        super().__init__()
+        width, align_corners = config.channels, config.align_corners
+        self.align_corners = align_corners
+        self.lateral = nn.ModuleList(ConvNormAct(in_channels, width) for in_channels in channels[:-1])
+        self.convs = nn.ModuleList(ConvNormAct(width, width, 3) for _ in channels[:-1])
+        self.merge = nn.Sequential(
+            ResizedConv2d(len(channels) * width, width, align_corners), BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+
+    def forward(self, earlier_maps: list[torch.Tensor], high_level: torch.Tensor) -> torch.Tensor:
+        laterals = [lateral(m) for lateral, m in zip(self.lateral, earlier_maps, strict=True)]
+        *levels, top = add_top_down(laterals, high_level, self.align_corners)
+        return self.merge([*(conv(level) for conv, level in zip(self.convs, levels, strict=True)), top])
+
+
+class DeepLabV3Plus(nn.Module):
+    """The first map, narrowed, beside the high-level features, and two convolutions (Chen et al., ECCV 2018).
+
+    DeepLabV3+'s own pyramid pooling is the encoding `"aspp"`. The convolutions are plain ones, as in the library of
+    HFGD's authors.
+
+    Args:
+        config: the model's configuration.
+        channels: channels of the backbone's maps.
+    """
+
+    def __init__(self, config: HFGDConfig, channels: list[int]):
+        super().__init__()
+        width, early = config.channels, config.low_level_channels
+        self.align_corners = config.align_corners
+        self.low_level = ConvNormAct(channels[0], early)
+        self.refine = nn.Sequential(ConvNormAct(early + width, width, 3), ConvNormAct(width, width, 3))
+
+    def forward(self, earlier_maps: list[torch.Tensor], high_level: torch.Tensor) -> torch.Tensor:
+        early = self.low_level(earlier_maps[0])
+        high_level = resize(high_level, early.shape[-2:], self.align_corners)
+        return self.refine(torch.cat([early, high_level], dim=1))
+
+
+def add_top_down(laterals: list[torch.Tensor], top: torch.Tensor, align_corners: bool) -> list[torch.Tensor]:
+    """A pyramid's levels (batch, channels, h, w), the finest first: each lateral plus the level above it, resized."""
+    levels = [top]
+    for lateral in reversed(laterals):
+        levels.insert(0, lateral + resize(levels[0], lateral.shape[-2:], align_corners))
+    return levels
 
 
 UPSAMPLERS: dict[str, type[nn.Module]] = {
     "semantic_fpn": SemanticFPN,
     "usfpn": SemanticFPN,
+    "fapn": FaPN,
+    "upernet": UperNet,
+    "deeplabv3plus": DeepLabV3Plus,
 }
 
 
