@@ -22,7 +22,7 @@ LINKS = ("modeling", "training", "hub_cards")
 # The first row that fits a file counts. A file's own room is reached with single-dot imports only.
 CLI = [
     *["cli", "cli_data", "cli_ensemble", "cli_evaluate", "cli_pseudo_label", "cli_common", "cli_inference"],
-    *["cli_submission"],
+    *["cli_submission", "cli_analyze"],
 ]
 LAW = [
     ("modeling/dcnv3_triton.py", ["torch", "triton"]),

@@ -19,11 +19,12 @@ from vss_hf.data.workers import end_with_parent
 from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.processes import failing_together, take_from_first
 from vss_hf.inference.segmenter import VideoSegmenter, is_out_of_memory
+from vss_hf.modeling.classifier_features import classifier_features
 from vss_hf.modeling.losses import dense_segmentation_loss
 
 from . import checkpoints
 from .arguments import VSSTrainingArguments
-from .car import classifier_features, regularisation
+from .car import regularisation
 from .distillation import Distillation
 from .draws import DrawOrder, EndlessSampler, TrainingStream
 from .ema import EMA
