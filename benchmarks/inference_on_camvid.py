@@ -25,10 +25,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 
-from vss_hf.inference import VideoSegmenter, evaluate_model  # noqa: E402
-from vss_hf.inference.ensemble import create_ensemble  # noqa: E402
-from vss_hf.inference.smoothing import parse  # noqa: E402
+from vss_hf.ensembles.ensemble import create_ensemble  # noqa: E402
+from vss_hf.inference import VideoSegmenter  # noqa: E402
 from vss_hf.inference.views import TTA, parse_tta  # noqa: E402
+from vss_hf.refinement.smoothing import parse  # noqa: E402
+from vss_hf.scoring import evaluate_model  # noqa: E402
 
 
 FLIP, SCALES = TTA(flip=True), TTA(scales=(0.75, 1.0, 1.25), flip=True)

@@ -20,7 +20,9 @@ sys.path.insert(0, str(ROOT))  # runs from a checkout that is not installed
 from vss_hf.data.splits import LabelledSplit, open_split  # noqa: E402
 from vss_hf.inference import VideoSegmenter  # noqa: E402
 from vss_hf.inference.prediction import source_of  # noqa: E402
-from vss_hf.inference.pseudo_labels_filters import (  # noqa: E402
+from vss_hf.inference.segmenter import SegmentedFrame  # noqa: E402
+from vss_hf.metrics import ConfusionMatrix  # noqa: E402
+from vss_hf.pseudo_labels.filters import (  # noqa: E402
     Placed,
     PseudoLabelSettings,
     class_thresholds,
@@ -28,8 +30,6 @@ from vss_hf.inference.pseudo_labels_filters import (  # noqa: E402
     kept_pixels,
     with_neighbours,
 )
-from vss_hf.inference.segmenter import SegmentedFrame  # noqa: E402
-from vss_hf.metrics import ConfusionMatrix  # noqa: E402
 from vss_hf.visualize import overlay_sheet  # noqa: E402
 
 

@@ -239,7 +239,8 @@ def measured_by_child(what: str, model: str, options: argparse.Namespace) -> dic
 
 def evaluate_at(models: list[str], steps: dict[str, int], options: argparse.Namespace) -> dict[str, list[dict]]:
     """The video models of all finished runs, looking at other frames than they were trained with."""
-    from vss_hf.inference import VideoSegmenter, evaluate_model
+    from vss_hf.inference import VideoSegmenter
+    from vss_hf.scoring import evaluate_model
 
     results: dict[str, list[dict]] = {}
     for model in models:

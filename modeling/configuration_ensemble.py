@@ -9,7 +9,7 @@ mean of their class probabilities. Three published forms, all of them members wi
 - groups, P = P_S + alpha * P_W + beta * P_A, where each P is the mean over a group (USTC, VSPW 2021, fifth, section
   2.3, equation 1): groups S, W and A of weights 1, alpha and beta.
 
-This configuration alone travels to the Hub; the model is `vss_hf.inference.ensemble.EnsembleForSemanticSegmentation`.
+This configuration alone travels to the Hub; the model is `vss_hf.ensembles.ensemble.EnsembleForSemanticSegmentation`.
 """
 
 import math

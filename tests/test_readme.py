@@ -22,9 +22,9 @@ from vss_hf.cli_inference import read_value
 from vss_hf.data import make_sample_dataset
 from vss_hf.data.splits import open_split
 from vss_hf.fields import settings_from
-from vss_hf.inference.cascade_psp import CascadePSPSettings
-from vss_hf.inference.ssa import SSASettings
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
+from vss_hf.refinement.cascade_psp import CascadePSPSettings
+from vss_hf.refinement.ssa import SSASettings
 from vss_hf.training.recipe import build_recipe
 from vss_hf.training.stages import load_stages
 from vss_hf.video_io import VideoWriter, read_frames

@@ -53,6 +53,7 @@ IMPORTS = {
     "a part of transformers that our models need first": "import vss_hf\nfrom transformers import UperNetConfig",
     "transformers' pipelines first": "import vss_hf\nfrom transformers import pipeline",
     "our pipeline first": "import vss_hf.inference.pipeline",
+    "our ensembles first": "import vss_hf.ensembles.ensemble",
     "image processor first": "from vss_hf.modeling.image_processing_vss import VSSImageProcessor",
 }
 

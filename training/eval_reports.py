@@ -12,9 +12,9 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from vss_hf.data.splits import LabelledSplit
 from vss_hf.data.vspw import read_image
 from vss_hf.files import write_json
-from vss_hf.inference.class_scores import GROUPS
-from vss_hf.inference.ground_truth import open_ground_truth
 from vss_hf.inference.segmenter import VideoSegmenter
+from vss_hf.scoring.class_scores import GROUPS
+from vss_hf.scoring.ground_truth import open_ground_truth
 from vss_hf.visualize import overlay_sheet
 
 from .arguments import VSSTrainingArguments

@@ -20,10 +20,10 @@ from transformers import AutoModel, AutoModelForSemanticSegmentation, PreTrained
 
 from vss_hf.data.labels import VSPW, ClassList
 from vss_hf.files import write_json
-from vss_hf.inference.ground_truth import open_ground_truth
 from vss_hf.inference.processes import is_first
 from vss_hf.modeling.architectures import VIDEO_MODELS
 from vss_hf.modeling.loading import stored_config
+from vss_hf.scoring.ground_truth import open_ground_truth
 
 from .batch_size import accumulation_steps
 from .data_recipe import DataRecipe

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from vss_hf.inference.class_scores import GROUPS, class_table
+from vss_hf.scoring.class_scores import GROUPS, class_table
 
 
 STEPS_OF_RATE = 50  # how far back images per second look

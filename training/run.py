@@ -18,9 +18,6 @@ from vss_hf.data.splits import LabelledSplit
 from vss_hf.data.statistics import label_statistics
 from vss_hf.files import write_json
 from vss_hf.hub_cards import write_card, write_eval_results
-from vss_hf.inference.class_scores import shared_statistics, show_results
-from vss_hf.inference.evaluation import environment, evaluate_model
-from vss_hf.inference.ground_truth import data_set_name
 from vss_hf.inference.processes import failing_together, first_process_first, is_first
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.architectures import VIDEO_MODELS
@@ -28,6 +25,9 @@ from vss_hf.modeling.backbone import load_backbone_weights
 from vss_hf.modeling.deepen import deepen_swin
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.modeling.loading import auto_class, load_segmentation_model, load_strictly, stored_config
+from vss_hf.scoring.class_scores import shared_statistics, show_results
+from vss_hf.scoring.evaluation import environment, evaluate_model
+from vss_hf.scoring.ground_truth import data_set_name
 from vss_hf.visualize import plot_training_curve
 
 from .cpu_memory import keep_freed_memory

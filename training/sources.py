@@ -16,9 +16,9 @@ from vss_hf.data.scan import filter_labelled, scan_labels
 from vss_hf.data.splits import LabelledSplit, open_split
 from vss_hf.data.statistics import frame_weights
 from vss_hf.data.transforms import TrainTransform
-from vss_hf.inference.ground_truth import data_set_name, open_ground_truth, pinned_everywhere
 from vss_hf.inference.processes import first_process_first, is_first
 from vss_hf.modeling.architectures import VIDEO_MODELS
+from vss_hf.scoring.ground_truth import data_set_name, open_ground_truth, pinned_everywhere
 
 from .data_recipe import DataRecipe, SourceRecipe
 from .draws import Source, TrainingDraws, TrainingStream

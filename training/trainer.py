@@ -16,11 +16,11 @@ from transformers.utils import logging
 
 from vss_hf.data.statistics import LabelStatistics
 from vss_hf.data.workers import end_with_parent
-from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.processes import failing_together, take_from_first
 from vss_hf.inference.segmenter import VideoSegmenter, is_out_of_memory
 from vss_hf.modeling.classifier_features import classifier_features
 from vss_hf.modeling.losses import dense_segmentation_loss
+from vss_hf.scoring.evaluation import evaluate_model
 
 from . import checkpoints
 from .arguments import VSSTrainingArguments

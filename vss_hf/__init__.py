@@ -38,7 +38,7 @@ PUBLIC = {
     "VideoConsistency": "vss_hf.metrics",
     "config_from_preset": "vss_hf.modeling.architectures",
     "EnsembleConfig": "vss_hf.modeling.configuration_ensemble",
-    "EnsembleForSemanticSegmentation": "vss_hf.inference.ensemble",
+    "EnsembleForSemanticSegmentation": "vss_hf.ensembles.ensemble",
 }
 for _file, _configuration, _model in ALL.values():
     PUBLIC[_configuration] = f"vss_hf.modeling.configuration_{_file}"

@@ -38,7 +38,7 @@ def register_models() -> None:
     """AutoModel, AutoModelForSemanticSegmentation and AutoBackbone know what of ours is theirs."""
     from transformers.models.auto.modeling_auto import AutoBackbone, AutoModel, AutoModelForSemanticSegmentation
 
-    from vss_hf.inference.ensemble import EnsembleConfig, EnsembleForSemanticSegmentation
+    from vss_hf.ensembles.ensemble import EnsembleConfig, EnsembleForSemanticSegmentation
 
     for model_type in MODELS:
         for auto_class in (AutoModel, AutoModelForSemanticSegmentation):
@@ -86,7 +86,7 @@ REGISTRATIONS = {
     "transformers.pipelines": register_pipelines,
 }
 # What our models import, and with what the Auto classes and the pipelines may come.
-WATCHED = ("vss_hf.modeling.", "vss_hf.inference.", "transformers.")
+WATCHED = ("vss_hf.modeling.", "vss_hf.inference.", "vss_hf.ensembles.", "transformers.")
 
 
 class RegisterOnImport(MetaPathFinder, Loader):

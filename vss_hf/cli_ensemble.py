@@ -43,7 +43,7 @@ def ensemble_create(
 
     The members stay where they are.
     """
-    from vss_hf.inference.ensemble import create_ensemble, two_models
+    from vss_hf.ensembles.ensemble import create_ensemble, two_models
 
     members, groups = read_members(member, group)
     if gamma is not None:
@@ -90,9 +90,9 @@ def ensemble_search(
     The same command goes on where it was stopped; with other --step, --method, --held-out, --folds or --seed it uses
     the stored scores. Several GPUs share the videos: torchrun --nproc_per_node=8 -m vss_hf ensemble search ...
     """
-    from vss_hf.inference.ensemble_scores import Sampling
-    from vss_hf.inference.ensemble_search import search_ensemble
-    from vss_hf.inference.ensemble_weights import SearchSettings
+    from vss_hf.ensembles.scores import Sampling
+    from vss_hf.ensembles.search import search_ensemble
+    from vss_hf.ensembles.weights import SearchSettings
     from vss_hf.inference.processes import is_first, joined_processes
 
     check_writable(json_file)

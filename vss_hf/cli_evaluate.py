@@ -11,8 +11,8 @@ from .files import write_json
 
 
 if TYPE_CHECKING:
-    from vss_hf.inference.flow import Flow
-    from vss_hf.inference.report import Report
+    from vss_hf.refinement.flow import Flow
+    from vss_hf.scoring.report import Report
 
 Protocol = Annotated[
     str,
@@ -86,9 +86,9 @@ def evaluate(
 
     Several GPUs: torchrun --nproc_per_node=8 -m vss_hf evaluate ...
     """
-    from vss_hf.inference import evaluate_model
-    from vss_hf.inference.class_scores import training_statistics
     from vss_hf.inference.processes import failing_together, is_first, joined_processes
+    from vss_hf.scoring import evaluate_model
+    from vss_hf.scoring.class_scores import training_statistics
 
     for path in (json_file, markdown, confusion):
         check_writable(path)
@@ -162,8 +162,8 @@ def score(
     device: Annotated[str | None, typer.Option(help="Where the optical flow is computed: cpu, cuda ...")] = None,
 ) -> None:
     """Score anybody's prediction files by the same rules. Several processes: torchrun ... -m vss_hf score ..."""
-    from vss_hf.inference import score_predictions
     from vss_hf.inference.processes import failing_together, is_first, joined_processes
+    from vss_hf.scoring import score_predictions
 
     for path in (json_file, markdown):
         check_writable(path)
@@ -200,7 +200,7 @@ def report_in(html: Path | None, compare: Path | None, clips: int, frames: int) 
         if compare is not None:
             raise ValueError(f"--compare {compare} is for the page; give --html FOLDER, too")
         return None
-    from vss_hf.inference.report import Report
+    from vss_hf.scoring.report import Report
 
     check_writable(html / "index.html" if html.is_dir() else html)
     return Report(html, clips=clips, frames=frames, compare=compare)
@@ -212,15 +212,15 @@ def raft_with(weights: Path | None, device: str | None) -> "Flow | None":
         return None
     import torch
 
-    from vss_hf.inference.flow import load_raft
+    from vss_hf.refinement.flow import load_raft
 
     return load_raft(weights, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def tell(results: dict[str, Any], json_file: Path | None, markdown: Path | None) -> None:
     """Print the results and write them where that was asked for."""
-    from vss_hf.inference.class_scores import show_results
-    from vss_hf.inference.results_markdown import write_markdown
+    from vss_hf.scoring.class_scores import show_results
+    from vss_hf.scoring.results_markdown import write_markdown
 
     show_results(results)
     write_results(results, json_file)

@@ -33,7 +33,7 @@ Smooth = Annotated[
     str | None, typer.Option(metavar="NAME|JSON", help="Smooth scores or labels over time, e.g. ema or flicker.")
 ]
 
-REFINERS = {"cascade-psp": "cascade_psp", "ssa": "ssa"}  # kind: its module in vss_hf.inference
+REFINERS = {"cascade-psp": "cascade_psp", "ssa": "ssa"}  # kind: its module in vss_hf.refinement
 
 
 def open_segmenter(
@@ -57,10 +57,10 @@ def open_segmenter(
     views = None if tta is None else parse_tta(read_value(tta, "--tta"), "--tta")
     steps = []
     for kind, value in [refiner_of(word) for word in refine or []]:
-        parse = import_module(f"vss_hf.inference.{REFINERS[kind]}").parse
+        parse = import_module(f"vss_hf.refinement.{REFINERS[kind]}").parse
         steps += as_list(parse(read_value(value, f"--refine {kind}"), place, f"--refine {kind}"))
     if smooth is not None:  # last: a filter of labels sees the refined ones
-        parse = import_module("vss_hf.inference.smoothing").parse
+        parse = import_module("vss_hf.refinement.smoothing").parse
         steps += as_list(parse(read_value(smooth, "--smooth"), place, "--smooth"))
     return VideoSegmenter.from_pretrained(
         model,

@@ -50,9 +50,9 @@ def pseudo_label(
     torchrun --nproc_per_node=8 -m vss_hf pseudo-label ...
     """
     from vss_hf.inference import VideoSegmenter
-    from vss_hf.inference import pseudo_label as run
     from vss_hf.inference.processes import failing_together, is_first, joined_processes
-    from vss_hf.inference.pseudo_labels_filters import PseudoLabelSettings
+    from vss_hf.pseudo_labels import pseudo_label as run
+    from vss_hf.pseudo_labels.filters import PseudoLabelSettings
 
     check_writable(json_file)
     settings = PseudoLabelSettings(

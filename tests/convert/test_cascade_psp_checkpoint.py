@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vss_hf.cli import main
-from vss_hf.inference import CascadePSP
 from vss_hf.modeling.configuration_cascade_psp import CascadePSPConfig
 from vss_hf.modeling.modeling_cascade_psp import CascadePSPModel
+from vss_hf.refinement import CascadePSP
 
 
 SMALLER = {

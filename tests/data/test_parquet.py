@@ -22,9 +22,9 @@ from vss_hf.data import load_vspw, open_split, parquet_writer, verify_dataset
 from vss_hf.data.packed import read_packed
 from vss_hf.data.parquet import INDEX_FILE, hub_id, open_parquet_split, read_index, verify_parquet
 from vss_hf.data.parquet_writer import RECORDS, write_parquet
-from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
+from vss_hf.scoring.evaluation import evaluate_model
 
 
 SPLITS = {

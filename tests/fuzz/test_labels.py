@@ -27,13 +27,13 @@ from torch.nn import functional as F
 from vss_hf.data.labels import ClassList, palette_of
 from vss_hf.data.transforms import AugmentationConfig, TrainTransform
 from vss_hf.data.vspw import read_image, read_mask
-from vss_hf.inference import score_predictions
 from vss_hf.metrics import ConfusionMatrix, VideoConsistency
 from vss_hf.metrics.confusion import value_table
 from vss_hf.metrics.mean_iou.mean_iou import MeanIoU
 from vss_hf.modeling.dense import upsampled_argmax, upsampled_confusion
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor, VSSImageProcessorPil
 from vss_hf.modeling.losses import dense_segmentation_loss
+from vss_hf.scoring import score_predictions
 
 
 NAMES = ("road", "sky", "tree")

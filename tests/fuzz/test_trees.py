@@ -23,7 +23,7 @@ from vss_hf.data import load_vspw, repair_dataset, verify_dataset
 from vss_hf.data.labels import LABEL_FILE, ClassList
 from vss_hf.data.transforms import AugmentationConfig, TrainTransform
 from vss_hf.data.vspw import scan_split
-from vss_hf.inference import evaluate_model
+from vss_hf.scoring import evaluate_model
 
 
 SPLITS = {"train": {"1_a": 2, "2_b-_": 2}, "val": {"3_v": 2}, "test": {"4_t": 2}}

@@ -66,7 +66,7 @@ import json, os, sys
 if os.environ["RANK"] == "1":
     os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody listens there
 import torch.distributed as dist
-from vss_hf.inference.ground_truth import pinned_everywhere
+from vss_hf.scoring.ground_truth import pinned_everywhere
 dist.init_process_group("gloo")
 found = pinned_everywhere(["alice/set", "hf://datasets/alice/set@main", "here/set"])
 open(sys.argv[1] + os.environ["RANK"], "w").write(json.dumps(found))

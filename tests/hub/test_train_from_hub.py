@@ -9,8 +9,8 @@ from tiny import make_data, write_recipe
 import vss_hf.data.packed as packed_files
 from vss_hf.data.parquet_writer import write_parquet
 from vss_hf.hub_cards import push_dataset
-from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.segmenter import VideoSegmenter
+from vss_hf.scoring.evaluation import evaluate_model
 from vss_hf.training.recipe import load_recipe
 from vss_hf.training.run import train
 

@@ -12,11 +12,12 @@ from PIL import Image
 from tiny_models import NAMES, moving_frames, save_model
 
 from vss_hf.cli import main
-from vss_hf.inference import VideoSegmenter, evaluate_model, predict
-from vss_hf.inference.cascade_psp import CascadePSP, CascadePSPSettings
+from vss_hf.inference import VideoSegmenter, predict
 from vss_hf.inference.score_maps import DenseScores
-from vss_hf.inference.ssa import SSA, SSASettings
 from vss_hf.inference.views import TTA
+from vss_hf.refinement.cascade_psp import CascadePSP, CascadePSPSettings
+from vss_hf.refinement.ssa import SSA, SSASettings
+from vss_hf.scoring import evaluate_model
 
 
 class Average:
@@ -197,9 +198,9 @@ def kinds(monkeypatch):
     def parse_with(step):
         return SimpleNamespace(parse=lambda value, device, place: asked.append((value, str(device), place)) or step())
 
-    monkeypatch.setitem(sys.modules, "vss_hf.inference.cascade_psp", parse_with(Next))
-    monkeypatch.setitem(sys.modules, "vss_hf.inference.ssa", parse_with(Next))
-    monkeypatch.setitem(sys.modules, "vss_hf.inference.smoothing", parse_with(Average))
+    monkeypatch.setitem(sys.modules, "vss_hf.refinement.cascade_psp", parse_with(Next))
+    monkeypatch.setitem(sys.modules, "vss_hf.refinement.ssa", parse_with(Next))
+    monkeypatch.setitem(sys.modules, "vss_hf.refinement.smoothing", parse_with(Average))
     return asked
 
 

@@ -24,13 +24,13 @@ from vss_hf.convert import bisenet, load_reference_state_dict
 from vss_hf.convert.mmseg_config import mmseg_resnet_config
 from vss_hf.convert.resnet import MMSEG_RESNET
 from vss_hf.convert.tables import Rename, Table, joined, rename, under
-from vss_hf.inference.components import Claims, split_regions
 from vss_hf.modeling import dcnv3_gather
 from vss_hf.modeling.configuration_cascade_psp import BACKBONE, CascadePSPConfig
 from vss_hf.modeling.dcnv3 import DCNv3, dcnv3
 from vss_hf.modeling.modeling_bisenet import AttentionRefinement, ContextPath, FeatureFusion, SpatialPath
 from vss_hf.modeling.modeling_cascade_psp import CascadePSPModel
 from vss_hf.modeling.modeling_resnet import DilatedResNetBackbone
+from vss_hf.refinement.components import Claims, split_regions
 
 
 # --- DCNv3

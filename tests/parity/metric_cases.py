@@ -9,8 +9,8 @@ import numpy as np
 from rows import Row, compare_exactly, compare_numbers
 
 from vss_hf.data.labels import LABEL_FILE, VSPW
-from vss_hf.inference import score_predictions
 from vss_hf.metrics import ConfusionMatrix, VideoConsistency
+from vss_hf.scoring import score_predictions
 
 
 EXACT = 1e-9

@@ -15,9 +15,9 @@ from tiny_video_models import TINY, build
 from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 
 from vss_hf.data.labels import ClassList
-from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.architectures import VIDEO_MODELS
+from vss_hf.scoring.evaluation import evaluate_model
 from vss_hf.training.recipe import ModelRecipe, load_recipe
 from vss_hf.training.run import build_model, main
 from vss_hf.training.sources import open_sources, training_data

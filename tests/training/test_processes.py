@@ -28,9 +28,9 @@ from tiny import (
 )
 from two_processes import CONFIGS, EXACT, NORMS, STEPS, launched, norm_inputs
 
-from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.loading import load_segmentation_model
+from vss_hf.scoring.evaluation import evaluate_model
 from vss_hf.training.batchnorm import first_batches, recalibrate_batchnorm
 from vss_hf.training.draws import DrawOrder
 from vss_hf.training.sharded import check_fsdp

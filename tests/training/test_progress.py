@@ -18,10 +18,10 @@ from transformers.utils import logging
 
 from vss_hf.data.splits import open_split
 from vss_hf.data.statistics import label_statistics
-from vss_hf.inference.class_scores import class_table, group_scores, training_statistics
-from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
+from vss_hf.scoring.class_scores import class_table, group_scores, training_statistics
+from vss_hf.scoring.evaluation import evaluate_model
 from vss_hf.training import progress
 from vss_hf.training.progress import Stopwatch
 

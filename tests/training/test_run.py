@@ -16,8 +16,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from vss_hf.data.labels import ClassList
 from vss_hf.data.sample import make_sample_dataset
 from vss_hf.data.splits import open_split
-from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.segmenter import VideoSegmenter
+from vss_hf.scoring.evaluation import evaluate_model
 from vss_hf.training.recipe import ModelRecipe, load_recipe
 from vss_hf.training.run import build_model, class_pixels, main
 

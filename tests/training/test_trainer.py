@@ -27,9 +27,9 @@ from tiny import (
 from torch.nn import functional as F
 from transformers import TrainerCallback
 
-from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
+from vss_hf.scoring.evaluation import evaluate_model
 from vss_hf.training.draws import DrawOrder, EndlessSampler, Source, TrainingDraws
 from vss_hf.training.saving import EMA_FILE
 
