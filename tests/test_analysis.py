@@ -30,10 +30,10 @@ from vss_hf.cli import main
 from vss_hf.data import make_sample_dataset
 from vss_hf.data.splits import open_split
 from vss_hf.inference import VideoSegmenter
-from vss_hf.inference.evaluation import evaluate_model
 from vss_hf.modeling.car import labels_of_places
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.modeling.layers import PixelClassifier
+from vss_hf.scoring.evaluation import evaluate_model
 
 
 NAMES = [

@@ -14,7 +14,6 @@ from vss_hf.data.labels import IGNORE_INDEX
 from vss_hf.data.splits import LabelledSplit
 from vss_hf.data.workers import end_with_parent
 from vss_hf.inference.batches import runs
-from vss_hf.inference.evaluation import FrameReader, flatten
 from vss_hf.inference.scores import align_corners
 from vss_hf.inference.segmenter import VideoSegmenter
 from vss_hf.inference.video_memory import VideoMemory
@@ -22,6 +21,7 @@ from vss_hf.metrics.confusion import ConfusionMatrix
 from vss_hf.modeling.car import labels_of_places
 from vss_hf.modeling.classifier_features import classifier_features
 from vss_hf.modeling.dense import upsampled_confusion
+from vss_hf.scoring.evaluation import FrameReader, flatten
 
 
 @dataclass

@@ -11,8 +11,8 @@ import torch
 from vss_hf.data.splits import LabelledSplit, open_split
 from vss_hf.fields import known_or_raise
 from vss_hf.files import write_json
-from vss_hf.inference.ground_truth import check_classes
 from vss_hf.inference.segmenter import VideoSegmenter
+from vss_hf.scoring.ground_truth import check_classes
 
 from .analysis import (
     FEWEST,

@@ -56,7 +56,7 @@ def analyze(
     --method umap umap-learn, too: both come with the extra "analysis" of this package.
     """
     from vss_hf.analysis_run import Features, analyze_models, chosen_classes, open_labelled, open_subjects
-    from vss_hf.inference.ground_truth import data_set_name
+    from vss_hf.scoring.ground_truth import data_set_name
 
     for option, given in (("--classes", classes), ("--table", table), ("--max-frames", max_frames)):
         if data is None and given is not None:
