@@ -86,16 +86,20 @@ class PixelClassifier(nn.Conv2d):
         self.cosine_scale = cosine_scale
         self.dropout = dropout
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor, stop_gradient: bool = False) -> torch.Tensor:
+        """Logits (batch, num_labels, h, w); with `stop_gradient` the classifier does not learn from them."""
         if self.dropout:
             input = F.dropout2d(input, self.dropout, self.training)
+        weight, bias = self.weight, self.bias
+        if stop_gradient:
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
         if self.cosine_scale is None:
-            return super().forward(input)
+            return F.conv2d(input, weight, bias)
         # The products in the model's precision, the lengths in fp32. Dividing products by them instead of features
         # saves a second map of all channels.
-        precise = torch.promote_types(self.weight.dtype, torch.float32)
-        weight = F.normalize(self.weight.to(precise), dim=1, eps=SHORTEST)
-        products = F.conv2d(input, weight.to(self.weight.dtype))  # (B, K, h, w)
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        normalised = F.normalize(weight.to(precise), dim=1, eps=SHORTEST)
+        products = F.conv2d(input, normalised.to(weight.dtype))  # (B, K, h, w)
         lengths = torch.linalg.vector_norm(input, dim=1, keepdim=True, dtype=precise)  # (B, 1, h, w)
         return (products * (self.cosine_scale / lengths.clamp(min=SHORTEST))).to(products.dtype)
 

@@ -24,7 +24,7 @@ LINKS = ("modeling", "training", "hub_cards")
 # reached with single-dot imports only.
 CLI = [
     *["cli", "cli_data", "cli_ensemble", "cli_evaluate", "cli_pseudo_label", "cli_common", "cli_inference"],
-    *["cli_submission", "cli_doctor"],
+    *["cli_submission", "cli_doctor", "cli_analyze"],
 ]
 LAW = [
     ("modeling/dcnv3_triton.py", ["torch", "triton"]),

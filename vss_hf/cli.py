@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from .cli_analyze import analyze
 from .cli_common import (
     Device,
     JsonFile,
@@ -43,6 +44,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(ensemble_app, name="ensemble")
 app.add_typer(submission_app, name="submission")
 app.command("pseudo-label")(pseudo_label)
+app.command()(analyze)
 
 OverlayStyle = Literal["side-by-side", "painted"]
 
