@@ -22,7 +22,7 @@ LINKS = ("modeling", "training", "hub_cards")
 # The first row that fits a file counts. A file's own room is reached with single-dot imports only.
 CLI = [
     *["cli", "cli_data", "cli_ensemble", "cli_evaluate", "cli_pseudo_label", "cli_common", "cli_inference"],
-    *["cli_submission", "cli_doctor"],
+    *["cli_submission", "cli_doctor", "cli_demo", "cli_export"],
 ]
 LAW = [
     ("modeling/dcnv3_triton.py", ["torch", "triton"]),
@@ -43,7 +43,7 @@ LAW = [
             *["torch", "torchdata", "transformers", "timm", "accelerate", "datasets", "safetensors"],
             *["huggingface_hub", "numpy", "yaml", "rich", "tqdm"],
             *["vss_hf.modeling", "vss_hf.data", "vss_hf.metrics", "vss_hf.inference", "vss_hf.hub_cards"],
-            *["vss_hf.visualize", "vss_hf.fields", "vss_hf.files", "vss_hf.interruption"],
+            *["vss_hf.visualize", "vss_hf.confusion_plot", "vss_hf.fields", "vss_hf.files", "vss_hf.interruption"],
         ],
     ),
     *((f"vss_hf/{name}.py", ["third party", "vss_hf"]) for name in CLI),
