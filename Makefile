@@ -35,7 +35,11 @@ chromium:
 	{ [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || \
 	echo "no Chromium: the tests of the demo page in a browser are skipped"
 
-test-all: $(VENV)/installed chromium
+$(VENV)/installed-slow-tests: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -e ".[slow-tests]"
+	touch $@
+
+test-all: $(VENV)/installed-slow-tests chromium
 	OMP_NUM_THREADS=1 $(PYTEST)
 
 lint: $(VENV)/installed

@@ -146,9 +146,18 @@ class FCNHead(nn.Module):
         return self.classifier(self.dropout(output))  # (B, num_labels, h, w)
 
 
+def same_size(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two maps have one size; while a model is exported for all sizes, whether they always have."""
+    if torch.compiler.is_exporting():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import, and rarely needed
+
+        return all(statically_known_true(a == b) for a, b in zip(one, other, strict=True))
+    return one == other
+
+
 def resize(features: torch.Tensor, size: tuple[int, ...], align_corners: bool = False) -> torch.Tensor:
     """Resize a map (batch, channels, h, w) bilinearly to `size`, if it has another."""
-    if features.shape[-2:] == size:
+    if same_size(features.shape[-2:], size):
         return features
     return F.interpolate(features, size=size, mode="bilinear", align_corners=align_corners)
 
@@ -183,7 +192,7 @@ class ResizedConv2d(nn.Conv2d):
         kernel, *kernels = self.weight.split([m.shape[1] for m in feature_maps], dim=1)
         output = F.conv2d(first, kernel, padding=1)
         for feature_map, kernel in zip(others, kernels, strict=True):
-            if feature_map.shape[-2:] == first.shape[-2:]:
+            if same_size(feature_map.shape[-2:], first.shape[-2:]):
                 output = output + F.conv2d(feature_map, kernel, padding=1)
             else:
                 output = output + self.convolve_resized(feature_map, kernel, first.shape[-2:])

@@ -24,9 +24,11 @@ from .cli_common import (
     write_results,
 )
 from .cli_data import data_app
+from .cli_demo import demo
 from .cli_doctor import doctor
 from .cli_ensemble import ensemble_app
 from .cli_evaluate import evaluate, score
+from .cli_export import export
 from .cli_inference import Refine, Smooth, TestTimeAugmentation, open_segmenter
 from .cli_pseudo_label import pseudo_label
 from .cli_submission import DEFAULT_ROOT, ZipRoot, submission_app
@@ -45,6 +47,7 @@ app.add_typer(ensemble_app, name="ensemble")
 app.add_typer(submission_app, name="submission")
 app.command("pseudo-label")(pseudo_label)
 app.command()(analyze)
+app.command()(export)
 
 OverlayStyle = Literal["side-by-side", "painted"]
 
@@ -70,6 +73,7 @@ def train(context: typer.Context) -> None:
 
 app.command()(evaluate)
 app.command()(score)
+app.command()(demo)
 app.command()(doctor)
 
 
@@ -155,6 +159,9 @@ def card(
     license_name: Annotated[str | None, typer.Option(help="With --license other: its name.")] = None,
     license_link: Annotated[str | None, typer.Option(help="With --license other: where it can be read.")] = None,
     dataset_id: Annotated[str | None, typer.Option(help="Hub id of the data set, if it has one.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Released recipe that the model is of; default: the one that its run recorded.")
+    ] = None,
 ) -> None:
     """Write README.md (the model card) and .eval_results from what the model folder holds; or a data set's card."""
     from vss_hf.hub_cards import write_card, write_dataset_card, write_eval_results
@@ -165,7 +172,7 @@ def card(
         return
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no config.json; expected a model folder")
-    path = write_card(folder, repo_id=repo_id, dataset_id=dataset_id, **licence)
+    path = write_card(folder, repo_id=repo_id, dataset_id=dataset_id, recipe=recipe, **licence)
     results = folder / "eval_results.json"
     if results.is_file():
         write_eval_results(folder, json.loads(results.read_text(encoding="utf-8")), dataset_id)

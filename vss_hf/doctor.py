@@ -20,6 +20,7 @@ EXTRAS = {  # of pyproject.toml -> what it is for
     "analysis": "vss-hf analyze",
     "demo": "vss-hf demo",
     "export": "vss-hf export --format onnx",
+    "docs": "make docs",
     "dev": "the tests",
 }
 LOW_DISK = 5e9  # bytes; a large model with its optimizer's state takes about that
