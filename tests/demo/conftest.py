@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 
-sys.path.append(str(Path(__file__).parents[1] / "inference"))  # for `tiny_models`, when only these are collected
+sys.path.append(str(Path(__file__).parents[1]))  # for `tiny_models`, when only these are collected
 
 from tiny_models import moving_frames, save_model, write_video  # noqa: E402
 
