@@ -1,14 +1,15 @@
 """One optimisation step of HFGD beside Semantic FPN and UperNet on the same ResNet-50: time and memory.
 
-    python benchmarks/hfgd.py [--sizes 257x257] [--rounds 3] [--steps 2] [--batch 2] [--device cuda] [--dtype bf16]
-        [--threads 1] [--json OUT] [--quick]
+    python benchmarks/hfgd.py [--sizes 257x257] [--axial-size 513x513] [--rounds 3] [--steps 2] [--batch 2]
+        [--device cuda] [--dtype bf16] [--threads 1] [--json OUT] [--quick]
 
 All start from random weights, have 124 classes and their own losses (HFGD's: both branches' cross entropy and CAR;
 UperNet's with its auxiliary head's) and are trained by `VSSTrainer` with its defaults (AdamW, gradients clipped) on
 batches in memory. Ratios are to the paper's baseline, Semantic FPN of width 256 without anything, in the same round.
 
-Below, the axial attention alone, forward and backward on features of width 256 at stride 2: as it is here, and naive,
-with the maps of all pairs of places of a column or row written out. The first line tells how far the two are apart.
+At the end, the axial attention alone, forward and backward on features of width 256 at stride 2 of an image of
+--axial-size: as it is here, and naive, with the maps of all pairs of places of a column or row written out. The second
+line tells how far the two are apart.
 
 Each measurement is a fresh process, all models in turn, once a round. Time: median of the steps after one that warms
 up; on the CPU the processor's own (of all threads), so that what else the machine does counts little, on a GPU by the
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -210,23 +212,27 @@ def step_seconds(measured: dict[str, Any]) -> float:
     return statistics.median(measured["seconds"])
 
 
-def measure_size(size: tuple[int, int], options: argparse.Namespace) -> dict[str, Any]:
-    """All rounds of one size, and what follows from them."""
-    names = [*MODELS, *AXIAL]
-    rounds = [{name: in_fresh_process(name, size) for name in names} for _ in range(options.rounds)]
-    models = [{name: measured[name] for name in MODELS} for measured in rounds]
-    axial = [{name: measured[name] for name in AXIAL} for measured in rounds]
-    return {"rounds": rounds, "models": summary(models, BASELINE), "axial": summary(axial, "fused")}
+def measure_all(names: Iterable[str], size: tuple[int, int], rounds: int, baseline: str) -> dict[str, Any]:
+    """All rounds at one size, and what follows from them."""
+    measured = [{name: in_fresh_process(name, size) for name in names} for _ in range(rounds)]
+    return {"size": size, "rounds": measured, "summary": summary(measured, baseline)}
 
 
-def show(size: tuple[int, int], results: dict[str, Any]) -> None:
-    """The tables of one size, as Markdown."""
-    print(f"\n{size[0]}x{size[1]}\n\n| | parameters | seconds a step | ratio | MiB beyond the weights | ratio |")
+def show_models(results: dict[str, Any]) -> None:
+    """The table of one size, as Markdown."""
+    height, width = results["size"]
+    print(f"\n{height}x{width}\n\n| | parameters | seconds a step | ratio | MiB beyond the weights | ratio |")
     print("|---|---|---|---|---|---|")
-    for name, row in results["models"].items():
-        print(f"| {name} | {row['parameters'] / 1e6:.1f} M | {cells(row)} |")
-    print("\n| forward and backward | seconds | ratio | MiB beyond the input | ratio |\n|---|---|---|---|---|")
-    for name, row in results["axial"].items():
+    for name, row in results["summary"].items():
+        print(f"| {name} | {row['parameters'] / 1e6:.1f} M | {cells(row)} |", flush=True)
+
+
+def show_axial(results: dict[str, Any]) -> None:
+    """The axial attentions' table, as Markdown."""
+    height, width = results["size"]
+    print(f"\n| stride 2 of {height}x{width}, forward and backward | seconds | ratio | MiB beyond the input | ratio |")
+    print("|---|---|---|---|---|")
+    for name, row in results["summary"].items():
         print(f"| {AXIAL[name]} | {cells(row)} |", flush=True)
 
 
@@ -240,6 +246,7 @@ def cells(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=image_size, nargs="+", default=[(257, 257)], metavar="HxW")
+    parser.add_argument("--axial-size", type=image_size, default=(513, 513), metavar="HxW")
     parser.add_argument("--batch", type=int, default=2, help="at least 2, for UperNet's pooling to one place")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each model and size")
     parser.add_argument("--steps", type=int, default=2, help="steps that are timed in each process")
@@ -251,7 +258,7 @@ def main() -> None:
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
-        options.sizes, options.rounds = [(65, 97)], 1
+        options.sizes, options.axial_size, options.rounds = [(65, 97)], (65, 97), 1
     torch.set_num_threads(options.threads)
     if options.child is not None:
         warnings.simplefilter("ignore")
@@ -266,12 +273,14 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in found.items()))
     apart = axial_difference()
     print("the two attentions are apart by " + ", ".join(f"{key} {value:.1e}" for key, value in apart.items()))
-    results = {}
+    results = []
     for size in options.sizes:
-        results["{}x{}".format(*size)] = of = measure_size(size, options)
-        show(size, of)
+        results.append(measure_all(MODELS, size, options.rounds, BASELINE))
+        show_models(results[-1])
+    axial = measure_all(AXIAL, options.axial_size, options.rounds, "fused")
+    show_axial(axial)
     if options.json:
-        kept = {"setting": found, "axial_difference": apart, "results": results}
+        kept = {"setting": found, "axial_difference": apart, "models": results, "axial": axial}
         options.json.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 

@@ -128,12 +128,13 @@ class HFGDConfig(SegmenterConfig):
                     raise ValueError(
                         f"HFGDConfig.{field}={getattr(self, field)} with upsampler='none': there is no upsampler to "
                         "guide, to stop at, to attend after, or to reach a stride with; choose an upsampler, or leave "
-                        "it out"
+                        "it out; on top of a saved model's fields, None leaves it out"
                     )
         if self.stop_gradient and not self.guidance:
             raise ValueError(
                 "HFGDConfig.stop_gradient=True with guidance=False: without guidance the upsampler's loss is the only "
-                "one, and nothing before the upsampler would learn; leave stop_gradient out"
+                "one, and nothing before the upsampler would learn; leave stop_gradient out; on top of a saved "
+                "model's fields, None leaves it out"
             )
         if self.stop_gradient and self.auxiliary_loss_weight == 0:
             raise ValueError(

@@ -34,6 +34,7 @@ class SegmenterModel(StartsFromBackbone, PreTrainedModel):
     _no_split_modules = []
 
     def __init__(self, config: SegmenterConfig):
+        config.validate()  # again: from_pretrained(folder, field=...) sets fields after the configuration's own checks
         super().__init__(config)
         assert isinstance(config.backbone_config, PreTrainedConfig)  # since the configuration's __post_init__
         self.backbone: Backbone = build_backbone(config.backbone_config)

@@ -504,3 +504,30 @@ def test_models_of_other_classes_are_not_compared(folder, tmp_path):
     VSSImageProcessor().save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="other has other classes than .*: there is nothing to compare"):
         open_subjects([(str(folder), "output"), (str(tmp_path / "other"), "output")])
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (float("nan"), "broken: some of its features are infinite or no numbers"),
+        (None, "broken: its features are the same at all places"),  # of these scikit-learn dies
+    ],
+)
+def test_features_that_cannot_be_laid_out(value, words, root, tmp_path, capsys):
+    model = build("vss_hfgd", **HFGD)
+    with torch.no_grad():
+        for parameter in model.decode_head.attention.parameters() if value else model.decode_head.parameters():
+            parameter.fill_(value or 0.0)
+    model.save_pretrained(tmp_path / "broken")
+    VSSImageProcessor().save_pretrained(tmp_path / "broken")
+    words_of_run = [tmp_path / "broken", "--data", root, "--num-workers", "0", "--out", tmp_path / "out"]
+    code, _, error = run(capsys, *words_of_run, "--samples", "10", "--max-frames", "1")
+    assert code == 2 and words in error
+    assert not (tmp_path / "out" / "analysis.json").exists()
+
+
+def test_tokens_that_are_no_numbers():
+    model = build("vss_hfgd", **HFGD)
+    model.decode_head.classifier.weight.data[0, 0] = float("inf")
+    with pytest.raises(ValueError, match="place: its class tokens are infinite or no numbers in 1 of 10 classes"):
+        check_analysable(model, "place")

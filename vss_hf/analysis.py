@@ -51,6 +51,9 @@ def check_analysable(model: Any, place: str, branch: str = "output") -> None:
         if hasattr(model, "class_predictor"):
             reason = "it classifies queries, whose masks it adds up, so no token of a class meets features of pixels"
         raise ValueError(f"{place}: {kind} has no class tokens: {reason}")
+    broken = (~weight.isfinite()).flatten(1).any(dim=1).sum().item()
+    if broken:
+        raise ValueError(f"{place}: its class tokens are infinite or no numbers in {broken} of {len(weight)} classes")
     if branch == "high-level" and not getattr(head, "guidance", False):
         raise ValueError(
             f"{place}: branch 'high-level' is that of HFGD models with guidance, where the classifier reads the "

@@ -127,7 +127,7 @@ def analyze_models(
         (position of the class in classes, video, frame, row and column of the pixel); files.
 
     Raises:
-        ValueError: a class has too few places, or the method's package is missing.
+        ValueError: a class has too few places, features are broken, or the method's package is missing.
     """
     embed = None if features is None else embedding_method(features.method, features.seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -148,6 +148,7 @@ def analyze_models(
             progress=progress,
         )
         chosen = classes_to_draw(features, sampled)
+        check_features(subjects, sampled, chosen)
         present = sampled.occurs.nonzero().flatten().tolist()
         centers = [center[present] for center in sampled.centers]
         there = [names[k] for k in present]
@@ -187,6 +188,16 @@ def draw_matrices(
     path = out / f"{key}.png"
     plot_dependencies(matrices, list(models), what, path)
     return path
+
+
+def check_features(subjects: Sequence[Subject], sampled: Sampled, chosen: list[int]) -> None:
+    """Raise unless there is something to see in each model's features of the chosen classes."""
+    for i, subject in enumerate(subjects):
+        if not sampled.centers[i].isfinite().all():
+            raise ValueError(f"{subject.name}: some of its features are infinite or no numbers")
+        read = torch.cat([sampled.sampler.features[k][i] for k in chosen])  # (N, C)
+        if (read == read[0]).all():  # of such samples scikit-learn's t-SNE does not come back
+            raise ValueError(f"{subject.name}: its features are the same at all places")
 
 
 def classes_to_draw(features: Features, sampled: Sampled) -> list[int]:

@@ -45,7 +45,7 @@ def analyze(
     max_frames: Annotated[
         int | None, typer.Option(min=1, help="Only so many frames of each video, the first.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice of places, and of the layout.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the choice of places, and of the layout.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Frames per forward pass.")] = 4,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
     device: Device = None,

@@ -382,3 +382,28 @@ def test_timms_strides_are_known_when_the_model_is_built(indices):
         model = HFGDForSemanticSegmentation(HFGDConfig(**fields, upsampler="deeplabv3plus"))
         with torch.no_grad():
             assert model.eval()(torch.randn(1, 3, 64, 96)).logits.shape[-2:] == (16, 24)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(upsampler="none"), "guidance=True with upsampler='none': there is no upsampler"),
+        (dict(guidance=False), "stop_gradient=True with guidance=False: .* nothing before"),
+        (dict(extra_encoding="ppm", car_loss_weight=0.5), "car_loss_weight=0.5 with extra_encoding='ppm'"),
+    ],
+)
+def test_impossible_changes_of_a_saved_model_are_refused(changes, words, tmp_path):
+    HFGDForSemanticSegmentation(build_config()).save_pretrained(tmp_path)
+    with pytest.raises((ValueError, StrictDataclassError), match=words):
+        HFGDForSemanticSegmentation.from_pretrained(tmp_path, **changes)
+
+
+def test_a_saved_model_without_its_upsampler(tmp_path):
+    """The teacher alone: what the guidance branch says."""
+    model, (pixels, _) = build(), batch()
+    model.save_pretrained(tmp_path)
+    less = dict(upsampler="none", guidance=None, stop_gradient=None, axial_attention=None, output_stride=None)
+    teacher = HFGDForSemanticSegmentation.from_pretrained(tmp_path, **less)
+    with torch.no_grad():
+        (expected,) = model(pixels, output_auxiliary_logits=True).auxiliary_logits
+        torch.testing.assert_close(teacher.eval()(pixels).logits, expected)
