@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .visualize import _replace, _short
+from .visualize import short_name, write_picture
 
 
 DPI = 110
@@ -28,7 +28,7 @@ def plot_dependencies(matrices: Sequence[dict[str, Any]], titles: Sequence[str],
     number = len(matrices[0]["classes"])
     cell = max(SMALLEST_CELL, min(LARGEST_CELL, 7 / number))
     side = max(2.6, cell * number)
-    longest = max(len(_short(name)) for name in matrices[0]["classes"])
+    longest = max(len(short_name(name)) for name in matrices[0]["classes"])
     font = min(8.0, 72 * cell * 0.8)  # points: names do not touch
     heading = max(9.5, side)  # points
     left = longest * font * 0.6 / 72 + 0.2  # for the names
@@ -39,7 +39,7 @@ def plot_dependencies(matrices: Sequence[dict[str, Any]], titles: Sequence[str],
     low, high = min(v.min() for v in values), max(v.max() for v in values)
     for axis, matrix, numbers, title in zip(axes, values, matrices, titles, strict=True):
         image = axis.imshow(matrix, cmap="YlOrRd", vmin=low, vmax=high)
-        labels = [_short(name) for name in numbers["classes"]]
+        labels = [short_name(name) for name in numbers["classes"]]
         axis.set_xticks(range(number), labels, rotation=90, fontsize=font)
         axis.set_yticks(range(number), labels, fontsize=font)
         axis.tick_params(length=0, pad=2)
@@ -93,7 +93,9 @@ def plot_features(
         axis.set_title(title, fontsize=9.5)
         axis.set_box_aspect(1)
     handles = [axes[0].plot([], [], **style(k, colors), markersize=6, linestyle="none")[0] for k in range(len(names))]
-    figure.legend(handles, [_short(name) for name in names], loc="outside right center", fontsize=8.5, frameon=False)
+    figure.legend(
+        handles, [short_name(name) for name in names], loc="outside right center", fontsize=8.5, frameon=False
+    )
     save(figure, path)
 
 
@@ -105,4 +107,4 @@ def style(k: int, colors: Sequence[Any]) -> dict[str, Any]:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure and all that lies around it as PNG, whole or not at all."""
-    _replace(path, lambda file: figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.1))
+    write_picture(path, lambda file: figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.1))

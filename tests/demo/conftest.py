@@ -1,21 +1,12 @@
 """Two small models, a clip, and what the demo makes of them."""
 
-import sys
-from pathlib import Path
-
 import pytest
+from demo_clip import FRAMES
+from tiny_models import moving_frames, save_model, write_video
 
-
-sys.path.append(str(Path(__file__).parents[1]))  # for `tiny_models`, when only these are collected
-
-from tiny_models import moving_frames, save_model, write_video  # noqa: E402
-
-from vss_hf.demo.labelling import labelled_frames, open_models  # noqa: E402
-from vss_hf.demo.results import Results  # noqa: E402
-from vss_hf.demo.uploads import Limits, open_upload  # noqa: E402
-
-
-FRAMES = 5
+from vss_hf.demo.labelling import labelled_frames, open_models
+from vss_hf.demo.results import Results
+from vss_hf.demo.uploads import Limits, open_upload
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import FRAMES
+from demo_clip import FRAMES
 from PIL import Image
 from torch.nn import functional as F
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import FRAMES
+from demo_clip import FRAMES
 from PIL import Image
 from tiny_models import moving_frames, write_video
 
