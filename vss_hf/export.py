@@ -277,6 +277,11 @@ def described(model: Any, processor: Any, graph: LogitsGraph) -> dict[str, Any]:
     }
 
 
+def shown(path: Path) -> str:
+    """The name that a file gets when it is whole."""
+    return path.name.removesuffix(".part")
+
+
 def as_json(metadata: dict[str, Any]) -> str:
     """The text of the file beside a .pt2."""
     return json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
@@ -299,7 +304,7 @@ def write_onnx(
             )
         except RuntimeError as error:  # the base of its errors; the cause says what it is about
             raise ValueError(
-                f"{path.name}: torch.onnx cannot write this model: {one_line(error.__cause__)}"
+                f"{shown(path)}: torch.onnx cannot write this model: {one_line(error.__cause__)}"
             ) from error
     assert exported is not None  # it is None where it writes the file itself
     # Everything is JSON, lists and the names of files alike, so that one rule reads all.
@@ -324,7 +329,12 @@ def write_torch(
 ) -> None:
     """Write a .pt2 file."""
     with open(path, "wb") as file:  # a path would have to end on .pt2
-        torch.export.save(program, file)
+        try:
+            torch.export.save(program, file)
+        except Exception as error:  # its errors have no base of their own
+            raise ValueError(
+                f"{shown(path)}: torch.export cannot save this model, --format onnx may: {one_line(error)}"
+            ) from error
 
 
 # --- the check
@@ -335,7 +345,7 @@ def compared(path: Path, format: str, model: Any, graph: LogitsGraph) -> dict[tu
     try:
         run = {"onnx": onnx_runner, "torch": torch_runner}[format](path)
     except Exception as error:  # onnxruntime raises classes of its own
-        raise ValueError(f"{path.name} does not open: {one_line(error)}") from error
+        raise ValueError(f"{shown(path)} does not open: {one_line(error)}") from error
     generator = torch.Generator().manual_seed(0)
     differences = {}
     for batch, height, width in CHECKED_IMAGES:
@@ -345,13 +355,13 @@ def compared(path: Path, format: str, model: Any, graph: LogitsGraph) -> dict[tu
         try:
             found = run(pixels)
         except Exception as error:
-            raise ValueError(f"{path.name} does not run on {height} x {width} pixels: {one_line(error)}") from error
+            raise ValueError(f"{shown(path)} does not run on {height} x {width} pixels: {one_line(error)}") from error
         difference = max(map(difference_of, found, expected))
         limit = LABEL_TOLERANCE if graph.outputs == ("labels",) else TOLERANCE
         if not difference <= limit:
             raise ValueError(
-                f"{path.name} gives other {' and '.join(graph.outputs)} than torch for {height} x {width} pixels: the "
-                f"largest difference is {difference:.1e}, and {limit:.0e} is allowed; nothing was kept"
+                f"{shown(path)} gives other {' and '.join(graph.outputs)} than torch for {height} x {width} pixels: "
+                f"the largest difference is {difference:.1e}, and {limit:.0e} is allowed; nothing was kept"
             )
         differences[batch, height, width] = difference
     return differences

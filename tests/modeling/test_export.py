@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 from test_every_architecture import FOUR_MAPS, NAMES, TINY, build
+from test_volo import SMALL as SMALL_VOLO
+from test_volo import TAPS
 from tiny_video_models import TINY as VIDEO
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
@@ -78,6 +80,19 @@ def test_onnx_of_every_architecture(model_type, tmp_path):
 def test_onnx_of_every_backbone(model_type, backbone, tmp_path):
     model = save(tmp_path / "model", model_type, backbone_config=json.loads(json.dumps(FOUR_MAPS[backbone])))
     check(model, tmp_path / "model", tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pad_input", [True, False])
+def test_volo(pad_input, tmp_path):
+    """timm's layer takes `math.ceil` of a size, which a .pt2 file cannot hold and ONNX can."""
+    backbone = {"model_type": "vss_volo", **SMALL_VOLO, "out_features": TAPS, "pad_input": pad_input}
+    model = save(tmp_path / "model", "vss_ocrnet", backbone_config=backbone)
+    check(model, tmp_path / "model", tmp_path / "model.onnx")
+    with pytest.raises(
+        ValueError, match=r"model\.pt2: torch\.export cannot save this model, --format onnx may: .*ceil"
+    ):
+        export_model(tmp_path / "model", tmp_path / "model.pt2", "torch")
 
 
 @pytest.mark.parametrize(
