@@ -42,7 +42,8 @@ Format = Literal["onnx", "torch"]
 SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18  # the oldest that torch's exporter writes, so the one that most programs read
-SMALLEST_IMAGE = 33  # pixels; with one more than 32 no map has a side of 1, which a tracer takes for a constant
+# Pixels. From here on no map has a side of 1, which a tracer takes for a constant; ConvNeXt rounds its sides down.
+SMALLEST_IMAGE = 64
 # Nothing is computed on it. Its maps of strides 4 to 32 have odd sides, so that Swin's are several windows and a part
 # of one: the general case, of which a tracer takes down the steps.
 TRACED_IMAGE = (2, 3, 1346, 963)

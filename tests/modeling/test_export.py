@@ -23,7 +23,7 @@ from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
-SIZES = ((1, 40, 121), (3, 77, 34))  # others than the export itself tries
+SIZES = ((1, 70, 121), (3, 77, 66))  # others than the export itself tries
 
 
 def save(folder, model_type, names=NAMES, **fields):
