@@ -172,7 +172,8 @@ def render_card(
     known = known_terms([*sources, results] if results else sources)
     known += [terms for terms in of_recipe.terms() if terms not in known] if of_recipe else []
     licence = {"license": license, "license_name": license_name, "license_link": license_link}
-    shown_licence = {**licence, **of_recipe.licence()} if of_recipe and license is None else licence
+    says_licence = of_recipe is not None and origin is not None and origin.licence_holds
+    shown_licence = {**licence, **of_recipe.licence()} if of_recipe and says_licence and license is None else licence
     labels = [str(label) for label in (config.get("id2label") or {}).values()]
     recipe_text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip() if settings else ""
 

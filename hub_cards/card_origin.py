@@ -9,6 +9,10 @@ from .card_sources import CardSource, card_source, released_recipes
 from .card_text import cell
 
 
+# Changed settings after which a model has seen, itself or through the weights that it started from, other data.
+OTHER_START = ("model.init_from", "model.backbone_weights", "model.weights", "data.sources", "base", "stages")
+
+
 @dataclass(frozen=True)
 class Origin:
     """What a card says of the recipe.
@@ -18,11 +22,14 @@ class Origin:
         changes: in words, which settings were others than the recipe's; "" for none.
         is_its_data: the model was trained on the data set that the recipe is for, as far as is known. Otherwise
             nothing that the source says of data holds.
+        licence_holds: whether the source's licence does. A free one does not if other data were seen too, or the model
+            started from other weights than the recipe's.
     """
 
     source: CardSource
     changes: str
     is_its_data: bool
+    licence_holds: bool
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """The paper's figures: table and row, setting, validation and test mIoU."""
@@ -54,8 +61,11 @@ def origin_of(
         return None  # a recipe of somebody's own, or of another version of this package
     source = card_source(recipe or str(recorded))
     told = ", ".join(f"`{cell(key)}: {cell(value)}`" for key, value in changes.items()) if recorded else ""
-    is_its_data = recipe is not None or not data or any(source.is_of(item["dataset"]) for item in data)
-    return Origin(source, told, is_its_data)
+    fits = [source.is_of(item["dataset"]) for item in data]
+    is_its_data = recipe is not None or not data or any(fits)
+    is_free = source.licence()["license"] != "other"
+    saw_more = not all(fits) or any(key.startswith(OTHER_START) for key in changes)
+    return Origin(source, told, is_its_data, is_its_data and not (is_free and saw_more))
 
 
 def percent(value: float | None) -> str:

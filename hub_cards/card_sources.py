@@ -74,7 +74,7 @@ class CardSource:
         """Whether a recorded data set, by its name, is the one that the model is for."""
         terms = terms_of_named(self.data[0])
         if terms is None:
-            return _plain(self.data[0]) in _plain(dataset)
+            return _plain(self.data[0]) == _plain(dataset)
         return terms_of_named(dataset) == terms
 
 

@@ -139,6 +139,21 @@ def test_a_stated_licence_counts(folder):
     assert card.data.license == "mit" and card.data.license_name is None and "Nobody has stated" not in card.text
 
 
+@pytest.mark.parametrize(
+    ("told", "licence"),
+    [
+        ({}, "apache-2.0"),
+        ({"sources": [{"dataset": "sample_videos"}, {"dataset": "VSPW_480p"}]}, "unknown"),
+        ({"recipe_changes": {"model.init_from": "runs/vspw/model"}}, "unknown"),
+        ({"dataset": "our_sample_videos_of_patients"}, "unknown"),
+    ],
+)
+def test_a_free_licence_is_for_nothing_but_drawn_data(folder, told, licence):
+    drawn = {"dataset": "sample_videos", "recipe": "demo-ocrnet", "recipe_changes": {}}
+    (folder / "train_results.json").write_text(json.dumps(drawn | told))
+    assert ModelCard(render_card(folder)).data.license == licence
+
+
 def test_recipe_on_other_data(folder):
     record(folder, "my_streets")
     card = ModelCard(render_card(folder))

@@ -171,7 +171,7 @@ def test_what_cannot_be_exported(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="--labels: .*mask is a mask model"):
         export_model(tmp_path / "mask", tmp_path / "out.onnx", labels=True)
     monkeypatch.setattr(export, "LARGEST_FILE", 10)
-    with pytest.raises(ValueError, match="at most 2 GiB; give a folder"):
+    with pytest.raises(ValueError, match="at most 1.5 GiB; give a folder"):
         export_model(tmp_path / "mask", tmp_path / "out.onnx")
 
 
