@@ -6,7 +6,8 @@ Counted on the meta device (no weights, no arithmetic) with `torch.utils.flop_co
 one image, for a video model one `step` of a stream that has gone on for a while: convolutions, linear layers, and all
 matrix products of attention, at the sizes that they really have (windows padded to whole ones). The counter gives 2
 FLOPs for one multiply-accumulate; this table divides by 2, because the papers' "GFLOPs" are multiply-accumulates.
-Norms, activations, softmax, resizing and the sampling of deformable operators are not counted. The result is exact and
+Norms, activations, softmax, resizing and the sampling of deformable operators are not counted (the products of a
+deformable convolution are: those of a plain one). The result is exact and
 the same on every machine. UperNet's last convolution counts as it is computed here (`ResizedConv2d`): with resized and
 concatenated maps, as others count, it is 124.6 GMAC more.
 
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+import torchvision  # noqa: F401  (its operators)
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +57,14 @@ FIXTURES = {
     r"tmanet-.*": "08_tmanet/tmanet_T2",
 }
 MARKS = ("<!-- presets: begin (benchmarks/model_cost.py --markdown) -->", "<!-- presets: end -->")
+
+
+def deformable_conv_flops(input_shape: Any, weight_shape: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """What torch's counter knows of plain convolutions only."""
+    return conv_flop_count(input_shape, weight_shape, out_shape)
+
+
+COUNTED_TOO: Any = {torch.ops.torchvision.deform_conv2d: deformable_conv_flops}
 
 
 def model_cost(preset: str, num_labels: int = 124, size: tuple[int, int] = (480, 853)) -> dict[str, float]:
@@ -108,7 +118,7 @@ def stream(model: Any, pixels: torch.Tensor) -> Callable[[torch.Tensor], Any]:
 
 def macs(model: Callable[[torch.Tensor], Any], pixels: torch.Tensor) -> tuple[int, torch.Tensor]:
     """Multiply-accumulates of one forward, and its logits (masks; last feature map)."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=COUNTED_TOO) as counter:
         output = model(pixels)
     for name in ("masks_queries_logits", "logits"):
         if getattr(output, name, None) is not None:

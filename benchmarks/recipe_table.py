@@ -107,7 +107,7 @@ INFERENCE = {
 
 def table() -> list[str]:
     """The lines of the page between its marks: a heading and a table for each paper."""
-    columns = ["table, row", "setting", "paper's val", "paper's test", "recipe", "uncertain"]
+    columns = ["table, row", "setting", "mIoU on", "paper's val", "paper's test", "recipe", "uncertain"]
     lines = []
     for key, paper in PAPERS.items():
         title = f"[{paper.title}]({paper.link})" if paper.link else paper.title
@@ -127,15 +127,13 @@ def rows_of(key: str) -> list[str]:
         uncertain = "; ".join(paper.uncertain)
         rows += [(row, f"`{name}`", uncertain) for row in paper.rows]
         if not paper.rows:
-            others.append(markdown_row("–", "a step towards other rows", "–", "–", f"`{name}`", uncertain))
+            others.append(markdown_row("–", "a step towards other rows", "–", "–", "–", f"`{name}`", uncertain))
     rows.sort(key=lambda entry: (entry[0].table, entry[0].row))
-    return [
-        *(
-            markdown_row(f"{row.table}, {row.row}", row.setting, shown(row.val), shown(row.test), recipe, note)
-            for row, recipe, note in rows
-        ),
-        *others,
-    ]
+    lines = []
+    for row, recipe, note in rows:
+        place, figures = f"{row.table}, {row.row}", (shown(row.val), shown(row.test))
+        lines.append(markdown_row(place, row.setting, row.data, *figures, recipe, note))
+    return [*lines, *others]
 
 
 def markdown_row(*cells: str) -> str:

@@ -53,6 +53,11 @@ ARCHITECTURES = {  # model type: name, paper
         "Semantic FPN",
         'A. Kirillov, R. Girshick, K. He, P. Dollar, "Panoptic Feature Pyramid Networks", CVPR 2019 (Semantic FPN)',
     ),
+    "vss_hfgd": (
+        "HFGD (high-level feature guided decoder)",
+        'Y. Huang, D. Kang, S. Gao, W. Li, L. Duan, "High-level Feature Guided Decoding for Semantic Segmentation", '
+        "2023 (HFGD)",
+    ),
     "vss_bisenet": (
         "BiSeNet",
         'C. Yu, J. Wang, C. Peng, C. Gao, G. Yu, N. Sang, "BiSeNet: Bilateral Segmentation Network for Real-time '

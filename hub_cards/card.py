@@ -19,6 +19,7 @@ from vss_hf.metrics.made_by import beside_the_model
 
 from .architectures import ARCHITECTURES, BACKBONE_PAPERS
 from .card_data import dataset_tags, hub_id, known_terms, recorded_sources, source_in_words
+from .card_origin import Origin, origin_of
 from .card_text import (
     cell,
     check_names,
@@ -73,7 +74,7 @@ def write_card(folder: str | Path, **overrides: Any) -> Path:
         folder: a model folder: config.json and, where there are, model.safetensors, training_recipe.yaml,
             train_results.json, eval_results.json, overlay.jpg.
         overrides: keyword arguments of `render_card`: repo_id, license, license_name, license_link, dataset_id,
-            base_model, title, description.
+            base_model, title, description, recipe.
 
     Returns:
         The path of the card.
@@ -89,12 +90,13 @@ def write_card(folder: str | Path, **overrides: Any) -> Path:
     return path
 
 
-def card_for_repo(folder: str | Path, repo_id: str) -> str | None:
+def card_for_repo(folder: str | Path, repo_id: str, with_code: bool = False) -> str | None:
     """The text of a folder's card for its place on the Hub; nothing is written.
 
     Args:
         folder: as in `write_card`.
         repo_id: "owner/name" on the Hub.
+        with_code: the repository gets the model's code, too.
 
     Returns:
         The card with that repository in title and code, the options that it was written with before, and the kept
@@ -103,7 +105,7 @@ def card_for_repo(folder: str | Path, repo_id: str) -> str | None:
     old = read_card(Path(folder) / "README.md")
     if old is not None and not is_ours(old):
         return None
-    return render_card(folder, repo_id=repo_id, notes=kept_text(old), **options_of(old))
+    return render_card(folder, repo_id=repo_id, with_code=with_code, notes=kept_text(old), **options_of(old))
 
 
 def render_card(
@@ -117,6 +119,8 @@ def render_card(
     base_model: str | None = None,
     title: str | None = None,
     description: str | None = None,
+    recipe: str | None = None,
+    with_code: bool = False,
     notes: str = "",
 ) -> str:
     """The text of a model folder's card.
@@ -125,14 +129,18 @@ def render_card(
         folder: as in `write_card`.
         repo_id: "owner/name" on the Hub, used in title and code. Default: the folder's own name.
         license: identifier from the Hub's list, e.g. "apache-2.0", or "other" with `license_name` and `license_link`.
-            Default: "unknown", with a sentence that it has not been stated.
+            Default: of a released recipe what its data allow at most, otherwise "unknown"; with a sentence that none
+            has been stated.
         license_name: name of a licence outside the Hub's list.
         license_link: where that licence can be read.
         dataset_id: the evaluation data set's id on the Hub, where it has one.
         base_model: "owner/name" of the model that this one was trained from. Default: the recipe's `model.init_from`
             or `model.backbone_weights`, where that is an id on the Hub.
-        title: default: the repository's or folder's name, or its parent's for a folder called "model".
+        title: default: the released recipe's, or the repository's or folder's name, or its parent's for a folder
+            called "model".
         description: a paragraph of Markdown below the title.
+        recipe: name of the released recipe that the model is of. Default: the one that its run recorded, if any.
+        with_code: show how it is loaded without this package. Default: if the folder holds its code.
         notes: Markdown for the section that later versions of the card keep.
 
     Returns:
@@ -148,24 +156,29 @@ def render_card(
     results = _read_results(folder / "eval_results.json")
     trained = scrub(_read(folder / "train_results.json") or {})
     _check_kinds(trained, RUN_KINDS, folder / "train_results.json")
-    recipe = scrub(_read(folder / "training_recipe.yaml") or {})
-    flat = _flatten(recipe)
+    settings = scrub(_read(folder / "training_recipe.yaml") or {})
+    flat = _flatten(settings)
     stages = _read(folder / "training_stages.json") or {}
     _check_kinds(stages, dict.fromkeys(stages, dict), folder / "training_stages.json")
 
     is_video_model = "frame_offsets" in config
     name = repo_id or folder.resolve().name
     given_title = title
-    title = title or (name.split("/")[-1] if name != "model" else folder.resolve().parent.name)  # <output_dir>/model
     sources = recorded_sources(trained, flat, folder / "train_results.json") or averaged_data(_members(folder))
+    origin = origin_of(recipe, trained, sources, folder / "train_results.json")
+    of_recipe = origin.source if origin and origin.is_its_data else None  # what is said of data holds, too
+    title = title or (of_recipe and of_recipe.title)
+    title = title or (name.split("/")[-1] if name != "model" else folder.resolve().parent.name)  # <output_dir>/model
     known = known_terms([*sources, results] if results else sources)
+    known += [terms for terms in of_recipe.terms() if terms not in known] if of_recipe else []
+    licence = {"license": license, "license_name": license_name, "license_link": license_link}
+    says_licence = of_recipe is not None and origin is not None and origin.licence_holds
+    shown_licence = {**licence, **of_recipe.licence()} if of_recipe and says_licence and license is None else licence
     labels = [str(label) for label in (config.get("id2label") or {}).values()]
-    recipe_text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip() if recipe else ""
+    recipe_text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip() if settings else ""
 
     metadata = ModelCardData(
-        license=license or "unknown",
-        license_name=license_name,
-        license_link=license_link,
+        **{**shown_licence, "license": shown_licence["license"] or "unknown"},
         library_name="vss_hf",
         pipeline_tag="image-segmentation",
         tags=["vss_hf", "video-semantic-segmentation", "semantic-segmentation", config.get("model_type", "unknown")],
@@ -184,8 +197,12 @@ def render_card(
         architecture=_architecture(config, folder),
         has_picture=(folder / "overlay.jpg").is_file(),
         has_curve=(folder / "training_curve.png").is_file(),
+        has_confusion=(folder / "confusion.png").is_file(),
         repo_id=repo_id,
         source=name,
+        with_code=with_code or "auto_map" in config,
+        origin=origin,
+        of_recipe=of_recipe,
         is_video_model=is_video_model,
         auto_class="AutoModel" if is_video_model else "AutoModelForSemanticSegmentation",
         training_data=[source_in_words(source, alone=len(sources) == 1) for source in sources],
@@ -197,18 +214,17 @@ def render_card(
         results=results,
         counted=_counted,
         environment_rows=_environment_rows(results or {}, trained),
-        license=license or "unknown",
-        license_name=license_name,
-        license_link=license_link,
+        is_stated=license is not None,
+        **{**shown_licence, "license": shown_licence["license"] or "unknown"},
         notices=[terms.of_models for terms in known],
-        references=_references(config, known),
+        references=_references(config, known, origin),
         notes=notes,
         **(_results_context(results) if results else {}),
     )
     ModelCard(card)  # the head must be what huggingface_hub can read back
     options = dict(
-        license=license, license_name=license_name, license_link=license_link, dataset_id=dataset_id,
-        base_model=base_model, title=given_title, description=description,
+        **licence, dataset_id=dataset_id, base_model=base_model, title=given_title, description=description,
+        recipe=recipe,
     )  # fmt: skip
     return with_stamp(card, options)
 
@@ -387,8 +403,10 @@ def _counted(source: Mapping[str, Any], key: str) -> str:
     return f"number of {key} not recorded" if count is None else f"{count} {key if count != 1 else key[:-1]}"
 
 
-def _references(config: Mapping[str, Any], known: list[Terms]) -> list[str]:
+def _references(config: Mapping[str, Any], known: list[Terms], origin: Origin | None) -> list[str]:
     references = ["This model was made with vss_hf, video semantic segmentation for the Hugging Face tools."]
+    if origin and origin.source.citation:
+        references.append(" ".join(filter(None, (origin.source.citation, origin.source.link, "(recipe)"))))
     if config.get("model_type") in ARCHITECTURES:
         references.append(ARCHITECTURES[config["model_type"]][1])
     backbone = config.get("backbone_config") or {}

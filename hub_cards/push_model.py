@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vss_hf.files import write_text
+from vss_hf.modeling.remote_code import check_code, code_files
 
 from .card import card_for_repo
 from .checks import INDEX, WEIGHTS, check_folder
@@ -24,6 +25,7 @@ def push_folder(
     commit_message: str | None = None,
     token: str | None = None,
     also: Mapping[str, Path] | None = None,
+    with_code: bool = False,
 ) -> PushResult:
     """Push everything a model folder holds: weights, configuration, processor, recipe, results, pictures, card.
 
@@ -38,6 +40,8 @@ def push_folder(
         commit_message: default: "Upload <name of the repository>".
         token: with write access; default: the one of `hf auth login` or HF_TOKEN.
         also: files from elsewhere by their path in the repository, which are not looked into: a run's checkpoint.
+        with_code: also push the code that the model needs, so that `trust_remote_code=True` loads it where this
+            package is missing; see `vss_hf.modeling.remote_code`. The folder here stays as it is.
 
     Returns:
         Where it is now, and what was sent.
@@ -52,9 +56,13 @@ def push_folder(
     readme = folder / "README.md"
     before = readme.read_bytes() if readme.is_file() else None
     contents: dict[str, Path | bytes] = {**files, **(also or {})}
+    if with_code:
+        contents.update(code_files(folder))
+    else:
+        check_code(folder)
     with Push(repo_id, revision, create_pr, token, folder) as push:
         push.find_name()
-        card = card_for_repo(folder, push.repo_id)
+        card = card_for_repo(folder, push.repo_id, with_code)
         if card is None:
             warnings.warn(
                 f"{readme} was edited by hand: it is pushed as it is and may not name {push.repo_id}", stacklevel=2

@@ -16,6 +16,7 @@ MODELS = {
     "vss_deeplabv3plus": ("deeplabv3plus", "DeepLabV3PlusConfig", "DeepLabV3PlusForSemanticSegmentation"),
     "vss_segformer": ("segformer", "SegFormerConfig", "SegFormerForSemanticSegmentation"),
     "vss_semantic_fpn": ("semantic_fpn", "SemanticFPNConfig", "SemanticFPNForSemanticSegmentation"),
+    "vss_hfgd": ("hfgd", "HFGDConfig", "HFGDForSemanticSegmentation"),
     "vss_bisenet": ("bisenet", "BiSeNetConfig", "BiSeNetForSemanticSegmentation"),
 }
 # They take clips, and streams of frames.

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoBackbone, PreTrainedConfig
 
 from .loading import check_weight_files, loading, read_json, shortened
+from .remote_code import add_code
 
 
 Backbone = Any  # a PreTrainedModel that is a BackboneMixin too: Python has no type for both
@@ -47,6 +48,17 @@ class StartsFromBackbone:
         model: Any = cls(config)  # type: ignore[call-arg]  # the PreTrainedModel behind it takes it
         load_backbone_weights(model.backbone, source)
         return model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, with_code: bool = False, **kwargs: Any) -> None:
+        """As transformers has it.
+
+        Args:
+            save_directory: the folder.
+            with_code: also put the code there that the model needs where this package is missing; see `add_code`.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if with_code:
+            add_code(save_directory)
 
     def post_init(self) -> None:
         """transformers' steps; and the names of the blocks that FSDP wraps, those that this model has."""

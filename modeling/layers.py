@@ -86,16 +86,20 @@ class PixelClassifier(nn.Conv2d):
         self.cosine_scale = cosine_scale
         self.dropout = dropout
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor, stop_gradient: bool = False) -> torch.Tensor:
+        """Logits (batch, num_labels, h, w); with `stop_gradient` the classifier does not learn from them."""
         if self.dropout:
             input = F.dropout2d(input, self.dropout, self.training)
+        weight, bias = self.weight, self.bias
+        if stop_gradient:
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
         if self.cosine_scale is None:
-            return super().forward(input)
+            return F.conv2d(input, weight, bias)
         # The products in the model's precision, the lengths in fp32. Dividing products by them instead of features
         # saves a second map of all channels.
-        precise = torch.promote_types(self.weight.dtype, torch.float32)
-        weight = F.normalize(self.weight.to(precise), dim=1, eps=SHORTEST)
-        products = F.conv2d(input, weight.to(self.weight.dtype))  # (B, K, h, w)
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        normalised = F.normalize(weight.to(precise), dim=1, eps=SHORTEST)
+        products = F.conv2d(input, normalised.to(weight.dtype))  # (B, K, h, w)
         lengths = torch.linalg.vector_norm(input, dim=1, keepdim=True, dtype=precise)  # (B, 1, h, w)
         return (products * (self.cosine_scale / lengths.clamp(min=SHORTEST))).to(products.dtype)
 
@@ -142,9 +146,18 @@ class FCNHead(nn.Module):
         return self.classifier(self.dropout(output))  # (B, num_labels, h, w)
 
 
+def same_size(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two maps have one size; while a model is exported for all sizes, whether they always have."""
+    if torch.compiler.is_exporting():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import, and rarely needed
+
+        return all(statically_known_true(a == b) for a, b in zip(one, other, strict=True))
+    return one == other
+
+
 def resize(features: torch.Tensor, size: tuple[int, ...], align_corners: bool = False) -> torch.Tensor:
     """Resize a map (batch, channels, h, w) bilinearly to `size`, if it has another."""
-    if features.shape[-2:] == size:
+    if same_size(features.shape[-2:], size):
         return features
     return F.interpolate(features, size=size, mode="bilinear", align_corners=align_corners)
 
@@ -179,7 +192,7 @@ class ResizedConv2d(nn.Conv2d):
         kernel, *kernels = self.weight.split([m.shape[1] for m in feature_maps], dim=1)
         output = F.conv2d(first, kernel, padding=1)
         for feature_map, kernel in zip(others, kernels, strict=True):
-            if feature_map.shape[-2:] == first.shape[-2:]:
+            if same_size(feature_map.shape[-2:], first.shape[-2:]):
                 output = output + F.conv2d(feature_map, kernel, padding=1)
             else:
                 output = output + self.convolve_resized(feature_map, kernel, first.shape[-2:])

@@ -104,4 +104,13 @@ def labels_of_all_frames(
     return torch.cat([reference_labels, labels.unsqueeze(1)], dim=1).flatten(0, 1)
 
 
-__all__ = ["dense_segmentation_loss", "mean_cross_entropy"]
+def share_of_step(
+    loss: torch.Tensor, num_labelled: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+) -> torch.Tensor:
+    """A loss of this micro-batch alone, times its share of the step's labelled pixels (None: it is the whole step)."""
+    if num_items_in_batch is None:
+        return loss
+    return loss * num_labelled / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
+
+
+__all__ = ["dense_segmentation_loss", "mean_cross_entropy", "share_of_step"]

@@ -97,7 +97,10 @@ class MatchedLosses:
         void: Tensor | None,
     ) -> Pairs:
         """The cheapest assignment of masks to queries, for each image."""
-        from scipy.optimize import linear_sum_assignment  # without scipy transformers' loss says so when it is built
+        try:  # for transformers' loader of remote code, which wants every package whose import is not inside of `try`
+            from scipy.optimize import linear_sum_assignment
+        except ImportError as missing:
+            raise ImportError("the loss of mask models needs scipy: install the package `scipy`") from missing
 
         pairs = []
         for i, labels in enumerate(class_labels):

@@ -29,15 +29,16 @@ class ObjectAttention(nn.Module):
     Args:
         channels: width C of pixels and regions.
         ocr_channels: width of queries, keys and values.
+        out_channels: width of the result. `None`: C.
     """
 
-    def __init__(self, channels: int, ocr_channels: int):
+    def __init__(self, channels: int, ocr_channels: int, out_channels: int | None = None):
         super().__init__()
         self.query = nn.Sequential(ConvNormAct(channels, ocr_channels), ConvNormAct(ocr_channels, ocr_channels))
         self.key = nn.Sequential(ConvNormAct(channels, ocr_channels), ConvNormAct(ocr_channels, ocr_channels))
         self.value = ConvNormAct(channels, ocr_channels)
         self.out = ConvNormAct(ocr_channels, channels)
-        self.merge = ConvNormAct(2 * channels, channels)
+        self.merge = ConvNormAct(2 * channels, out_channels or channels)
 
     def forward(self, pixels: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
         query = self.query(pixels).flatten(2).transpose(1, 2)  # (B, h*w, ocr)
@@ -45,7 +46,7 @@ class ObjectAttention(nn.Module):
         value = self.value(regions).flatten(2).transpose(1, 2)  # (B, K, ocr)
         context = F.scaled_dot_product_attention(query, key, value)  # softmax over the K regions
         context = context.transpose(1, 2).unflatten(2, pixels.shape[-2:])  # (B, ocr, h, w)
-        return self.merge(torch.cat([self.out(context), pixels], dim=1))  # (B, C, h, w)
+        return self.merge(torch.cat([self.out(context), pixels], dim=1))  # (B, out_channels, h, w)
 
 
 class OCRHead(nn.Module):

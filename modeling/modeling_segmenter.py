@@ -34,6 +34,7 @@ class SegmenterModel(StartsFromBackbone, PreTrainedModel):
     _no_split_modules = []
 
     def __init__(self, config: SegmenterConfig):
+        config.validate()  # again: from_pretrained(folder, field=...) sets fields after the configuration's own checks
         super().__init__(config)
         assert isinstance(config.backbone_config, PreTrainedConfig)  # since the configuration's __post_init__
         self.backbone: Backbone = build_backbone(config.backbone_config)
@@ -53,9 +54,7 @@ class SegmenterModel(StartsFromBackbone, PreTrainedModel):
         """
         return self.backbone.forward_with_filtered_kwargs(pixel_values, **wanted)
 
-    def decode(
-        self, feature_maps: list[torch.Tensor], with_auxiliary_logits: bool
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def decode(self, feature_maps: list[torch.Tensor], with_auxiliary_logits: bool) -> Any:
         """The architecture's heads.
 
         Args:
@@ -63,7 +62,26 @@ class SegmenterModel(StartsFromBackbone, PreTrainedModel):
             with_auxiliary_logits: whether they are wanted; without, an architecture may leave them out.
 
         Returns:
-            (logits, auxiliary logits), each (batch, num_labels, h, w) at its head's own resolution.
+            (logits, auxiliary logits), each (batch, num_labels, h, w) at its head's own resolution; an architecture
+            with a `regularisation_loss` adds its features as a third, or None.
+        """
+        raise NotImplementedError
+
+    def regularisation_loss(
+        self,
+        features: torch.Tensor,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """What an architecture's loss has beside the cross entropy of its heads.
+
+        Args:
+            features: (batch, channels, h, w), the third of what `decode` returned.
+            labels: as in `forward`.
+            num_items_in_batch: as in `forward`.
+
+        Returns:
+            Scalar, fp32, to be added to the loss.
         """
         raise NotImplementedError
 
@@ -110,9 +128,10 @@ class SegmenterModel(StartsFromBackbone, PreTrainedModel):
             output_attentions = self.config.output_attentions
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         outputs = self.encode(pixel_values, **{k: v for k, v in wanted.items() if v})
-        logits, auxiliary_logits = self.decode(
+        logits, auxiliary_logits, *regularised = self.decode(
             list(outputs.feature_maps), with_auxiliary_logits=output_auxiliary_logits or labels is not None
         )
+        features = regularised[0] if regularised else None
 
         loss = None
         if labels is not None:
@@ -125,12 +144,15 @@ class SegmenterModel(StartsFromBackbone, PreTrainedModel):
                 align_corners=self.config.align_corners,
                 num_items_in_batch=num_items_in_batch,
             )
+            if features is not None:
+                loss = loss + self.regularisation_loss(features, labels, num_items_in_batch)
         output = SemanticSegmenterOutput(
             loss=loss,
             logits=logits,
             auxiliary_logits=(auxiliary_logits or None) if output_auxiliary_logits else None,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            regularised_features=features if output_auxiliary_logits or self.training else None,
         )
         return output if return_dict else output.to_tuple()
 

@@ -33,6 +33,11 @@ def resize_position_embedding(embedding: torch.Tensor, size: tuple[int, int]) ->
     return resized.permute(0, 2, 3, 1).to(embedding.dtype)
 
 
+def parts_of(side: int, stride: int) -> int:
+    """A side divided by a stride, rounded up; in this form torch.export, too, knows what comes of it."""
+    return (side - 1) // stride + 1
+
+
 class VOLOBackbone(FeatureMaps, PreTrainedModel):
     """VOLO without its classifier; images have at least 32 x 32 pixels, and maps the sizes that `pad_input` tells.
 
@@ -77,10 +82,11 @@ class VOLOBackbone(FeatureMaps, PreTrainedModel):
             )
         if not self.config.pad_input:
             return self.stage_maps(pixel_values)
-        maps = self.stage_maps(F.pad(pixel_values, (0, -width % GRID_STRIDE, 0, -height % GRID_STRIDE)))
+        right, below = (parts_of(side, GRID_STRIDE) * GRID_STRIDE - side for side in (width, height))
+        maps = self.stage_maps(F.pad(pixel_values, (0, right, 0, below)))
         # The stem and the outlookers have positions that lie entirely in the padding; stride 16 has none.
         strides = [2, PATCH_SIZE] + [GRID_STRIDE] * (len(maps) - 2)
-        return [m[..., : -(-height // s), : -(-width // s)] for m, s in zip(maps, strides, strict=True)]
+        return [m[..., : parts_of(height, s), : parts_of(width, s)] for m, s in zip(maps, strides, strict=True)]
 
     def stage_maps(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """One map (B, C, h, w) for the stem and each stage, of an image as it is."""

@@ -18,6 +18,8 @@ class SemanticSegmenterOutput(ModelOutput):
             `output_auxiliary_logits=True`.
         hidden_states: the backbone's hidden states, with `output_hidden_states=True`.
         attentions: the backbone's attention maps, with `output_attentions=True`.
+        regularised_features: (batch, channels, h, w), what the architecture's `regularisation_loss` reads, if it has
+            one; in training, or with `output_auxiliary_logits=True`.
     """
 
     loss: torch.Tensor | None = None
@@ -25,3 +27,4 @@ class SemanticSegmenterOutput(ModelOutput):
     auxiliary_logits: tuple[torch.Tensor, ...] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    regularised_features: torch.Tensor | None = None

@@ -9,25 +9,22 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoConfig
 
 
 sys.path.append(str(Path(__file__).parent / "data"))  # for `official_trees`, when only these tests are collected
 
 from official_trees import make_ade20k, make_cityscapes, make_coco_stuff  # noqa: E402
+from page_blocks import make_demo  # noqa: E402
 
-from vss_hf import VSPW, OCRNetConfig, OCRNetForSemanticSegmentation
 from vss_hf.cli import main
 from vss_hf.cli_inference import read_value
 from vss_hf.data import make_sample_dataset
 from vss_hf.data.splits import open_split
 from vss_hf.fields import settings_from
-from vss_hf.modeling.image_processing_vss import VSSImageProcessor
 from vss_hf.refinement.cascade_psp import CascadePSPSettings
 from vss_hf.refinement.ssa import SSASettings
 from vss_hf.training.recipe import build_recipe
 from vss_hf.training.stages import load_stages
-from vss_hf.video_io import VideoWriter, read_frames
 
 
 ROOT = Path(__file__).parents[1]
@@ -47,29 +44,18 @@ SHELL = [
 ]
 INFERENCE = [line.split("  #")[0].strip() for b in blocks("docs/inference.md", "bash") for line in b.splitlines()]
 PSEUDO_LABELS = [line.split("  #")[0].strip() for b in blocks("docs/training.md", "bash") for line in b.splitlines()]
+DATA = [line.split("  #")[0].strip() for b in blocks("docs/data.md", "bash") for line in b.splitlines()]
+# What of these is run, by the tests that run it; test_docs.py asks that nothing else goes without a word.
+ON_DEMO = [c for c in SHELL if c.startswith("vss-hf") and "demo/" in c]
+INFERENCE_ON_DEMO = [line for line in INFERENCE if "demo/" in line]
+PSEUDO_LABELS_ON_DEMO = [c for c in PSEUDO_LABELS if c.startswith("vss-hf pseudo-label")]
+DATA_HERE = [c for c in DATA if c.startswith("vss-hf data") and " push " not in c]
 
 
 @pytest.fixture(scope="module")
 def after_demo(tmp_path_factory) -> Path:
     """A folder with demo/sample_videos, demo/demo-ocrnet/model (untrained) and video.mp4."""
-    folder = tmp_path_factory.mktemp("readme")
-    sizes = {"train_videos": 5, "val_videos": 5, "test_videos": 1, "frames_per_video": 2, "val_frames_per_video": 3}
-    make_sample_dataset(folder / "demo" / "sample_videos", height=48, width=64, progress=False, **sizes)
-    backbone = AutoConfig.for_model(
-        "resnet", embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    config = OCRNetConfig(
-        backbone_config=backbone, channels=8, ocr_channels=8, id2label=VSPW.id2label, label2id=VSPW.label2id
-    )
-    model_folder = folder / "demo" / "demo-ocrnet" / "model"
-    OCRNetForSemanticSegmentation(config).save_pretrained(model_folder)
-    VSSImageProcessor().save_pretrained(model_folder)
-    frames = [frame for _, frame in read_frames(next(folder.glob("demo/sample_videos/data/*/origin")))]
-    with VideoWriter(folder / "video.mp4", 15, frames[0].shape[:2]) as writer:
-        for frame in frames:
-            writer.write(frame)
-    return folder
+    return make_demo(tmp_path_factory.mktemp("readme"))
 
 
 def test_python_blocks(after_demo):
@@ -104,7 +90,7 @@ def test_pushing_compiles():
         compile(block, "README", "exec")
 
 
-@pytest.mark.parametrize("command", [c for c in SHELL if c.startswith("vss-hf") and "demo/" in c])
+@pytest.mark.parametrize("command", ON_DEMO)
 def test_commands_on_the_demo(command, after_demo):
     words = [sys.executable, "-m", "vss_hf", *shlex.split(command)[1:]]
     result = subprocess.run(words, cwd=after_demo, capture_output=True, text=True, check=False)
@@ -115,7 +101,7 @@ def test_the_way_through_inference(after_demo, monkeypatch):
     """Every command of docs/inference.md on the demo, in order."""
     monkeypatch.chdir(after_demo)
     done = []
-    for command in [line for line in INFERENCE if "demo/" in line]:
+    for command in INFERENCE_ON_DEMO:
         with pytest.raises(SystemExit) as end:
             main(shlex.split(command)[1:])
         assert end.value.code == 0, command
@@ -177,12 +163,11 @@ def test_the_way_through_data(data_folder, monkeypatch):
     """Every command and block of docs/data.md that needs neither the Hub nor a GPU nor hours."""
     monkeypatch.chdir(data_folder)
     done = []
-    for command in [line.split("  #")[0].strip() for b in blocks("docs/data.md", "bash") for line in b.splitlines()]:
-        if command.startswith("vss-hf data") and " push " not in command:
-            with pytest.raises(SystemExit) as end:
-                main(shlex.split(command)[1:])
-            assert end.value.code == 0, command
-            done.append(command.split()[2])
+    for command in DATA_HERE:
+        with pytest.raises(SystemExit) as end:
+            main(shlex.split(command)[1:])
+        assert end.value.code == 0, command
+        done.append(command.split()[2])
     assert set(done) == {"verify", "remap", "stats", "parquet"}
     first, second = blocks("docs/data.md", "python")
     local = "\n".join(line for line in second.splitlines() if "your-name" not in line)
@@ -203,7 +188,7 @@ def test_recipes_about_training_are_valid(tmp_path):
     assert (real.root, labelled_by_a_model.root, labelled_by_a_model.weight) == ("path/to/VSPW_480p", "pseudo", 0.5)
 
 
-@pytest.mark.parametrize("line", [c for c in PSEUDO_LABELS if c.startswith("vss-hf pseudo-label")])
+@pytest.mark.parametrize("line", PSEUDO_LABELS_ON_DEMO)
 def test_pseudo_labels_of_the_demo(line, after_demo, tmp_path):
     """The commands of docs/training.md with the demo's model, which is not sure of anything."""
     demo, videos, out = after_demo / "demo", tmp_path / "videos", tmp_path / "pseudo"

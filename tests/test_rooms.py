@@ -24,7 +24,7 @@ LINKS = ("modeling", "training", "hub_cards")
 # reached with single-dot imports only.
 CLI = [
     *["cli", "cli_data", "cli_ensemble", "cli_evaluate", "cli_pseudo_label", "cli_common", "cli_inference"],
-    *["cli_submission"],
+    *["cli_submission", "cli_doctor", "cli_analyze", "cli_demo", "cli_export"],
 ]
 LAW = [
     ("modeling/dcnv3_triton.py", ["torch", "triton"]),
@@ -32,14 +32,21 @@ LAW = [
         "modeling/",
         ["torch", "torchvision", "transformers", "timm", "huggingface_hub", "numpy", "scipy", "safetensors"],
     ),
-    ("hub_cards/", ["huggingface_hub", "yaml", "jinja2", "safetensors", "vss_hf.metrics", "vss_hf.files"]),
+    (
+        "hub_cards/",
+        [
+            *["huggingface_hub", "yaml", "jinja2", "safetensors"],
+            *["vss_hf.metrics", "vss_hf.files", "vss_hf.modeling.remote_code"],
+        ],
+    ),
     (
         "training/",
         [
             *["torch", "torchdata", "transformers", "timm", "accelerate", "datasets", "safetensors"],
             *["huggingface_hub", "numpy", "yaml", "rich", "tqdm"],
             *["vss_hf.modeling", "vss_hf.data", "vss_hf.metrics", "vss_hf.inference", "vss_hf.scoring"],
-            *["vss_hf.hub_cards", "vss_hf.visualize", "vss_hf.fields", "vss_hf.files", "vss_hf.interruption"],
+            *["vss_hf.hub_cards", "vss_hf.visualize", "vss_hf.confusion_plot", "vss_hf.fields", "vss_hf.files"],
+            "vss_hf.interruption",
         ],
     ),
     *((f"vss_hf/{name}.py", ["third party", "vss_hf"]) for name in CLI),

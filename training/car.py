@@ -4,35 +4,14 @@ The losses are in modeling/car.py. No model returns these features, so the Train
 In the paper they are those of a 1x1 convolution of their own; here the model stays as it is.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from vss_hf.modeling.car import car_loss
+from vss_hf.modeling.losses import share_of_step
 
 from .loss_entries import CAR
-from .loss_terms import share_of_step
-
-
-@contextmanager
-def classifier_features(model: Any) -> Iterator[list[torch.Tensor]]:
-    """Within this context a per-pixel model leaves what its decode head's classifier reads, in a list: (N, C, h, w).
-
-    It is taken before the dropout: a dropped channel would be a difference between places of one class.
-
-    Args:
-        model: the model itself, whatever is wrapped around it.
-    """
-    features: list[torch.Tensor] = []
-    head = model.decode_head
-    reader = getattr(head, "dropout", head.classifier)  # a head without drops in its classifier, if at all
-    handle = reader.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
-    try:
-        yield features
-    finally:
-        handle.remove()
 
 
 def regularisation(

@@ -8,6 +8,7 @@ import torch
 
 from vss_hf.modeling.dense import upsampled_cross_entropy
 from vss_hf.modeling.dense_losses import upsampled_dice, upsampled_lovasz_softmax, upsampled_sigmoid_focal
+from vss_hf.modeling.losses import share_of_step
 
 
 OHEM_REDUCTIONS = ("kept", "labelled", "all")
@@ -235,12 +236,3 @@ def mean_over_pixels(
     """A sum over labelled pixels, divided by their number in the whole step (None: here)."""
     divisor = num_labelled if num_items_in_batch is None else num_items_in_batch
     return total / torch.as_tensor(divisor, device=total.device).clamp(min=1)
-
-
-def share_of_step(
-    loss: torch.Tensor, num_labelled: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
-) -> torch.Tensor:
-    """A loss of this micro-batch alone, times its share of the step's labelled pixels (None: it is the whole step)."""
-    if num_items_in_batch is None:
-        return loss
-    return loss * num_labelled / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)

@@ -2,6 +2,7 @@
 
     paper:
       name: ustc
+      data: VSPW                   # whose mIoU the figures are; VSPW where nothing is said
       rows:
         - {table: 1, row: 3, setting: "Swin, CS=640, OHEM", val: 56.94, test: 49.73}
       uncertain: [what the paper does not tell and the result may hang on]
@@ -49,6 +50,20 @@ PAPERS = {
         "Chang et al. (DUT), 3rd in the PVUW challenge 2023",
         "https://arxiv.org/abs/2306.02291",
     ),
+    "hfgd": Paper(
+        "High-level Feature Guided Decoding for Semantic Segmentation",
+        "Huang et al., IEEE Transactions on Circuits and Systems for Video Technology 2024",
+        "https://arxiv.org/abs/2303.08646",
+    ),
+}
+# What the papers' figures are measured on, and the `data.source` of the recipes that train on it.
+DATA_SETS = {
+    "VSPW": "vspw",
+    "Pascal Context": "pascal_context59",
+    "Cityscapes": "cityscapes19",
+    "COCO-Stuff 164k": "coco_stuff",
+    "COCO-Stuff 10k": "coco_stuff10k",
+    "ADE20K": "ade20k",
 }
 
 
@@ -60,8 +75,9 @@ class TableRow:
         table: its number in the paper.
         row: counted from 1.
         setting: how the paper calls it.
-        val: the paper's mIoU on VSPW's validation set, in percent; None: it gives none.
-        test: the same on the challenge's test set.
+        val: the paper's mIoU on the validation set of `data`, in percent; None: it gives none.
+        test: the same on the test set.
+        data: one of `DATA_SETS`; in a recipe it stands once, for all of its rows.
     """
 
     table: int
@@ -69,6 +85,7 @@ class TableRow:
     setting: str
     val: float | None = None
     test: float | None = None
+    data: str = "VSPW"
 
 
 @dataclass
@@ -98,26 +115,27 @@ def parse_paper(given: Any, place: str) -> PaperRecipe | None:
     """
     if given is None:
         return None
-    known = {"name": "", "rows": [], "uncertain": []}
+    known = {"name": "", "data": "VSPW", "rows": [], "uncertain": []}
     check_fields(given, known, place)
     fields = {**known, **given}
     known_or_raise(fields["name"], PAPERS, f"{place}.name: there is no paper")
+    known_or_raise(fields["data"], DATA_SETS, f"{place}.data: no paper has figures on")
     for key in ("rows", "uncertain"):
         if not isinstance(fields[key], list):
             raise ValueError(f"{place}.{key}: expected a list; found {shown(fields[key])}")
-    rows = [parse_row(row, f"{place}.rows[{number}]") for number, row in enumerate(fields["rows"])]
+    rows = [parse_row(row, f"{place}.rows[{number}]", fields["data"]) for number, row in enumerate(fields["rows"])]
     lines = [of_type(line, str, f"{place}.uncertain[{number}]") for number, line in enumerate(fields["uncertain"])]
     return PaperRecipe(fields["name"], rows, lines)
 
 
-def parse_row(given: Any, place: str) -> TableRow:
-    """One of the section's rows from its fields."""
-    hints = get_type_hints(TableRow)
+def parse_row(given: Any, place: str, data: str) -> TableRow:
+    """One of the section's rows from its fields; `data` is what the section says."""
+    hints = {name: hint for name, hint in get_type_hints(TableRow).items() if name != "data"}
     check_fields(given, hints, place)
     for field in dataclasses.fields(TableRow):
         if field.default is dataclasses.MISSING and field.name not in given:
             raise ValueError(f"{place}: give {field.name}")
-    row = TableRow(**{key: of_type(value, hints[key], f"{place}.{key}") for key, value in given.items()})
+    row = TableRow(**{key: of_type(value, hints[key], f"{place}.{key}") for key, value in given.items()}, data=data)
     for name in ("val", "test"):
         value = getattr(row, name)
         if value is not None and not 1 < value < 100:

@@ -99,6 +99,7 @@ class Recipe:
     given: dict[str, dict[str, Any]]  # what file and command line said, before defaults
     stage: str | None = None  # its name, if this is one of several
     earlier_stages: dict[str, Any] = field(default_factory=dict)  # what is told of those before it
+    origin: dict[str, Any] = field(default_factory=dict)  # the shipped recipe that it is, for train_results.json
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that decides the result, for `training_recipe.yaml`; loading it again gives the same run."""

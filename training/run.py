@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForSemanticSegmentation, set_seed
 
+from vss_hf.confusion_plot import plot_confusion, title_of
 from vss_hf.data.labels import ClassList
 from vss_hf.data.splits import LabelledSplit
 from vss_hf.data.statistics import label_statistics
@@ -34,6 +35,7 @@ from .cpu_memory import keep_freed_memory
 from .deepening import put_off_depths
 from .eval_reports import draw_examples
 from .losses import check_model_takes, parse_losses
+from .origin import origin_of
 from .progress import without_bars_of_transformers
 from .recipe import FROM_DATA, ModelRecipe, Recipe, check_config, load_recipe
 from .recipe_files import merge_fields
@@ -52,9 +54,14 @@ def main(arguments: list[str] | None = None) -> Path:
     if not arguments or arguments[0] in ("-h", "--help"):
         raise SystemExit("usage: train.py RECIPE.yaml [--field value ...]; --resume_from_checkpoint continues a run")
     path, *words = arguments
+    origin = origin_of(path, words)
     if has_stages(path):
-        return train_stages(load_stages(path, words), restarted(words), train)
-    return train(load_recipe(path, words))
+        stages = load_stages(path, words)
+        stages[-1].recipe.origin = origin  # the results of those before it are not what the shipped recipe gives
+        return train_stages(stages, restarted(words), train)
+    recipe = load_recipe(path, words)
+    recipe.origin = origin
+    return train(recipe)
 
 
 def train(recipe: Recipe, more_to_come: bool = False) -> Path:
@@ -221,12 +228,17 @@ def finish(folder, recipe, trainer, result, seconds, evaluated, sources) -> None
         training=trainer.class_statistics,
         batch_size=args.per_device_eval_batch_size,
         num_workers=args.dataloader_num_workers,
+        with_confusion=True,
     )
+    confusion = results.pop("confusion")
     output_dir = Path(args.output_dir)
     results["model"] = f"{output_dir.parent.name}-{recipe.stage}" if recipe.stage else output_dir.name
     results["dataset"] = data_set_name(recipe.data.root)  # not the folder that a data set of the Hub came to
     with failing_together():
         if args.should_save:
+            if any(map(sum, confusion)):
+                names = list(results["per_class_iou"])
+                plot_confusion(confusion, names, folder / "confusion.png", title_of(results))
             write_reports(
                 folder, recipe, trainer, segmenter, results, result.training_loss, seconds, evaluated, sources
             )
@@ -252,6 +264,7 @@ def write_reports(folder, recipe, trainer, segmenter, results, training_loss, se
             "train_frames": sum(source["frames"] for source in sources),
             "train_loss": training_loss or None,  # 0: all steps were done before this session
             "seed": args.seed,
+            **recipe.origin,
             **({"teachers_sha256": trainer.teachers()} if trainer.teachers() else {}),
             "processes": args.world_size,
             **environment(args.device),

@@ -291,6 +291,7 @@ def train_stages(stages: list[Stage], restart: str | bool, train: Callable[..., 
         # Anew: making the settings of another stage has set accelerate's to them.
         recipe = build_recipe(stage.recipe.given)
         recipe.stage = stage.name
+        recipe.origin = stage.recipe.origin
         if number:
             recipe.earlier_stages = json.loads((stages[number - 1].model_folder / HISTORY).read_text("utf-8"))
         began = bool(gather_texts("yes" if newest_checkpoint(stage.folder) else "")[0])

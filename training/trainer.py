@@ -18,12 +18,13 @@ from vss_hf.data.statistics import LabelStatistics
 from vss_hf.data.workers import end_with_parent
 from vss_hf.inference.processes import failing_together, take_from_first
 from vss_hf.inference.segmenter import VideoSegmenter, is_out_of_memory
+from vss_hf.modeling.classifier_features import classifier_features
 from vss_hf.modeling.losses import dense_segmentation_loss
 from vss_hf.scoring.evaluation import evaluate_model
 
 from . import checkpoints
 from .arguments import VSSTrainingArguments
-from .car import classifier_features, regularisation
+from .car import regularisation
 from .distillation import Distillation
 from .draws import DrawOrder, EndlessSampler, TrainingStream
 from .ema import EMA
@@ -333,6 +334,9 @@ class VSSTrainer(PushesModelFolder, SavesWholeCheckpoints):
             num_items_in_batch=num_items_in_batch,
             pixel_loss=self.pixel_loss,
         )
+        features = outputs.get("regularised_features")  # of models that have a further loss of their own
+        if features is not None:
+            loss = loss + self.unwrapped().regularisation_loss(features, labels, num_items_in_batch)
         return loss, outputs
 
     def training_step(self, model, inputs, num_items_in_batch=None):

@@ -36,11 +36,14 @@ def register_configurations() -> None:
 
 def register_models() -> None:
     """AutoModel, AutoModelForSemanticSegmentation and AutoBackbone know what of ours is theirs."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES as known_names
     from transformers.models.auto.modeling_auto import AutoBackbone, AutoModel, AutoModelForSemanticSegmentation
 
     from vss_hf.ensembles.ensemble import EnsembleConfig, EnsembleForSemanticSegmentation
 
-    for model_type in MODELS:
+    names: Any = known_names  # its annotation lists transformers' own
+    for model_type, (_, _, name) in MODELS.items():
+        names[model_type] = name  # by this pipeline("image-segmentation") knows what it can take, or reports an error
         for auto_class in (AutoModel, AutoModelForSemanticSegmentation):
             auto_class.register(configuration_class(model_type), model_class(model_type), exist_ok=True)
     for model_type in (*BACKBONES, *CLIP_BACKBONES):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from .cli_analyze import analyze
 from .cli_common import (
     Device,
     JsonFile,
@@ -23,8 +24,11 @@ from .cli_common import (
     write_results,
 )
 from .cli_data import data_app
+from .cli_demo import demo
+from .cli_doctor import doctor
 from .cli_ensemble import ensemble_app
 from .cli_evaluate import evaluate, score
+from .cli_export import export
 from .cli_inference import Refine, Smooth, TestTimeAugmentation, open_segmenter
 from .cli_pseudo_label import pseudo_label
 from .cli_submission import DEFAULT_ROOT, ZipRoot, submission_app
@@ -42,6 +46,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(ensemble_app, name="ensemble")
 app.add_typer(submission_app, name="submission")
 app.command("pseudo-label")(pseudo_label)
+app.command()(analyze)
+app.command()(export)
 
 OverlayStyle = Literal["side-by-side", "painted"]
 
@@ -67,6 +73,8 @@ def train(context: typer.Context) -> None:
 
 app.command()(evaluate)
 app.command()(score)
+app.command()(demo)
+app.command()(doctor)
 
 
 @app.command()
@@ -151,6 +159,9 @@ def card(
     license_name: Annotated[str | None, typer.Option(help="With --license other: its name.")] = None,
     license_link: Annotated[str | None, typer.Option(help="With --license other: where it can be read.")] = None,
     dataset_id: Annotated[str | None, typer.Option(help="Hub id of the data set, if it has one.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Released recipe that the model is of; default: the one that its run recorded.")
+    ] = None,
 ) -> None:
     """Write README.md (the model card) and .eval_results from what the model folder holds; or a data set's card."""
     from vss_hf.hub_cards import write_card, write_dataset_card, write_eval_results
@@ -161,7 +172,7 @@ def card(
         return
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no config.json; expected a model folder")
-    path = write_card(folder, repo_id=repo_id, dataset_id=dataset_id, **licence)
+    path = write_card(folder, repo_id=repo_id, dataset_id=dataset_id, recipe=recipe, **licence)
     results = folder / "eval_results.json"
     if results.is_file():
         write_eval_results(folder, json.loads(results.read_text(encoding="utf-8")), dataset_id)
@@ -250,6 +261,9 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to push to; made if it does not exist.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    with_code: Annotated[
+        bool, typer.Option("--with_code", help="Also the code, for trust_remote_code=True without this package.")
+    ] = False,
 ) -> None:
     """Upload everything a model folder holds; private by default, and only what changed.
 
@@ -258,7 +272,13 @@ def push(
     from vss_hf.hub_cards import push_folder
 
     result = push_folder(
-        folder, repo_id, private=not public, revision=revision, create_pr=create_pr, commit_message=message
+        folder,
+        repo_id,
+        private=not public,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=message,
+        with_code=with_code,
     )
     for line in result.lines():
         typer.echo(line)

@@ -49,6 +49,10 @@ HtmlClips = Annotated[
 HtmlFrames = Annotated[
     int, typer.Option(min=1, help="Frames of each: the worst of so many parts of it, and two neighbours that flicker.")
 ]
+ConfusionPicture = Annotated[
+    Path | None,
+    typer.Option("--confusion_png", help="Draw the confusion matrix here (.png, .svg, .pdf): what is taken for what."),
+]
 Timeline = Annotated[bool, typer.Option("--timeline", help="Add every frame's flicker rate to the JSON file.")]
 
 
@@ -75,6 +79,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Write the confusion matrix here, as JSON: for the loss confusion_focal of a recipe."),
     ] = None,
+    confusion_png: ConfusionPicture = None,
     tta: TestTimeAugmentation = None,
     refine: Refine = None,
     smooth: Smooth = None,
@@ -90,8 +95,9 @@ def evaluate(
     from vss_hf.scoring import evaluate_model
     from vss_hf.scoring.class_scores import training_statistics
 
-    for path in (json_file, markdown, confusion):
+    for path in (json_file, markdown, confusion, confusion_png):
         check_writable(path)
+    check_picture(confusion_png)
     report = report_in(html, compare, html_clips, html_frames)
     with joined_processes(device) as own_device:
         with failing_together():
@@ -110,7 +116,7 @@ def evaluate(
             training=training_statistics(data, segmenter.names, source, table),
             batch_size=batch_size,
             num_workers=num_workers,
-            with_confusion=confusion is not None,
+            with_confusion=confusion is not None or confusion_png is not None,
             with_timeline=timeline,
             report=report,
             progress=lambda frames, total: progress_bar(frames, total, "evaluating"),
@@ -120,6 +126,7 @@ def evaluate(
             if confusion is not None:
                 write_json(confusion, counts)
             tell(results, json_file, markdown)
+            draw_confusion(results, counts, confusion_png)
         if report is not None:
             report.write(results)
 
@@ -159,14 +166,16 @@ def score(
     vc_protocol: VCProtocol = "vspw-official",
     flow_weights: FlowWeights = None,
     tc_protocol: TCProtocol = "vspw-official",
+    confusion_png: ConfusionPicture = None,
     device: Annotated[str | None, typer.Option(help="Where the optical flow is computed: cpu, cuda ...")] = None,
 ) -> None:
     """Score anybody's prediction files by the same rules. Several processes: torchrun ... -m vss_hf score ..."""
     from vss_hf.inference.processes import failing_together, is_first, joined_processes
     from vss_hf.scoring import score_predictions
 
-    for path in (json_file, markdown):
+    for path in (json_file, markdown, confusion_png):
         check_writable(path)
+    check_picture(confusion_png)
     report = report_in(html, compare, html_clips, html_frames)
     with joined_processes(device if flow_weights else "cpu") as own_device:
         with failing_together():
@@ -184,14 +193,33 @@ def score(
             values=values,
             resize=resize,
             missing=missing,
+            with_confusion=confusion_png is not None,
             with_timeline=timeline,
             report=report,
             progress=lambda frames, total: progress_bar(frames, total, "scoring"),
         )
+        counts = results.pop("confusion", None)
         if is_first():
             tell(results, json_file, markdown)
+            draw_confusion(results, counts, confusion_png)
         if report is not None:
             report.write(results)
+
+
+def check_picture(path: Path | None) -> None:
+    """Raise before the work when the name of a picture does not tell its format."""
+    from vss_hf.visualize import check_picture_name
+
+    if path is not None:
+        check_picture_name(path)
+
+
+def draw_confusion(results: dict[str, Any], counts: list[list[int]] | None, path: Path | None) -> None:
+    """Draw the confusion matrix where that was asked for."""
+    from vss_hf.confusion_plot import plot_confusion, title_of
+
+    if path is not None:
+        plot_confusion(counts, list(results["per_class_iou"]), path, title_of(results))
 
 
 def report_in(html: Path | None, compare: Path | None, clips: int, frames: int) -> "Report | None":

@@ -178,7 +178,7 @@ def overlay_sheet(
         draw.text((x + FONT_SIZE + 6, top + y + FONT_SIZE // 2 + 1), name, INK, font, anchor="lm")
 
     kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
-    _replace(path, lambda file: sheet.save(file, format=kind, **({} if kind == "PNG" else {"quality": 92})))
+    write_picture(path, lambda file: sheet.save(file, format=kind, **({} if kind == "PNG" else {"quality": 92})))
     return path
 
 
@@ -238,7 +238,7 @@ def plot_training_curve(log_history: Sequence[Mapping[str, Any]], path: str | Pa
         axis.grid(alpha=0.25)
         axis.margins(x=0.02)
     axes[-1].set_xlabel("optimizer step")
-    _replace(path, lambda file: figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=150))
+    write_picture(path, lambda file: figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=150))
     return path
 
 
@@ -307,7 +307,7 @@ def plot_label_statistics(statistics: LabelStatistics, palette: Palette, path: s
     remapped = f", {statistics.source} by the {statistics.table} table" if statistics.table else ""
     notes = f"{len(order)} of {len(statistics.names)} classes, {statistics.ignored_share:.1%} of the pixels ignored"
     figure.suptitle(f"{statistics.dataset} {statistics.split}{remapped}: {counts}, {notes}", fontsize="medium")
-    _replace(path, lambda file: figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=110))
+    write_picture(path, lambda file: figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=110))
     return path
 
 
@@ -330,7 +330,7 @@ def _draw_shares(axis, statistics: LabelStatistics, classes: np.ndarray, palette
     axis.plot([], [], "s", color="0.6", markersize=6, label="share of labelled pixels")
     axis.set_xscale("log")
     axis.set_xlim(lowest, 1.3)
-    axis.set_yticks(rows, [_short(statistics.names[i]) for i in classes], fontsize=7.5)
+    axis.set_yticks(rows, [short_name(statistics.names[i]) for i in classes], fontsize=7.5)
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=7.5)
     axis.xaxis.set_major_locator(LogLocator(numticks=6))
@@ -349,7 +349,7 @@ def _draw_together(axis, statistics: LabelStatistics, classes: np.ndarray) -> No
     shares = statistics.together[np.ix_(classes, classes)] / np.maximum(1, frames)[:, None]
     np.fill_diagonal(shares, np.nan)  # always 100 %
     image = axis.imshow(shares, cmap="GnBu", vmin=0, vmax=1)
-    names = [_short(statistics.names[i]) for i in classes]
+    names = [short_name(statistics.names[i]) for i in classes]
     size = 7.5 if len(classes) <= 20 else 6.5
     axis.set_xticks(range(len(classes)), names, rotation=90, fontsize=size)
     axis.set_yticks(range(len(classes)), names, fontsize=size)
@@ -367,7 +367,7 @@ def _draw_together(axis, statistics: LabelStatistics, classes: np.ndarray) -> No
     bar.outline.set_visible(False)
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     name = name.replace("_", " ")
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1].rstrip()}…"
 
@@ -406,7 +406,7 @@ def _color_table(palette: Palette) -> np.ndarray:
     return table
 
 
-def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_picture(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Write a picture in memory, then to its file, so that no half-written one is ever seen."""
     buffer = io.BytesIO()
     write(buffer)

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from folders import contents
 from hub_server import TOKEN
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file, save_file
 from tiny import make_default_data
+from transformers import AutoModelForSemanticSegmentation
 
 from vss_hf.hub_cards import push_folder
 
@@ -43,6 +45,29 @@ def test_from_pretrained(hub, folder):
     assert all(r.authorization is None for r in hub.seen("GET /storage/"))  # another host
     # transformers' own way sends the model and nothing else.
     assert set(hub.files("alice/model-only")) == {"config.json", "model.safetensors", "README.md"}
+
+
+def test_without_the_package(hub, folder, tmp_path):
+    """A repository pushed with its code, in a process that cannot import this package."""
+    before = contents(folder)
+    push_folder(folder, NAME, with_code=True)
+    # The card gets the repository's name; the code stays out of the folder.
+    assert {name for name, data in contents(folder).items() if before.get(name) != data} <= {"README.md"}
+    assert "auto_classes.py" in hub.files(NAME)
+    inputs = {"pixel_values": torch.rand(1, 3, 64, 96)}
+    here = tmp_path / NAME
+    here.parent.mkdir()
+    save_file(inputs, f"{here}.safetensors")
+    script = Path(__file__).parents[1] / "modeling" / "load_remote_code.py"
+    done = subprocess.run([sys.executable, script, NAME], capture_output=True, text=True, env=os.environ, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    for written in ("out", "again.out"):
+        assert torch.allclose(load_file(f"{here}.{written}.safetensors")["logits"], logits, rtol=1e-4, atol=1e-6)
+    push_folder(folder, NAME)  # without code again: the configuration leads nowhere then
+    assert "auto_map" not in json.loads(hub.files(NAME)["config.json"])
 
 
 def test_snapshot(hub, folder):

@@ -23,7 +23,7 @@ NAME = "alice/tiny-run"
 MODEL = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_recipe.yaml"}
 REPORTS = {
     "eval_results.json", "overlay.jpg", "train_results.json", "training_curve.png", "training_log.json",
-    ".eval_results/data-val.yaml",
+    "confusion.png", ".eval_results/data-val.yaml",
 }  # fmt: skip
 
 

@@ -146,6 +146,13 @@ def test_arguments_of_every_pipeline(model, video, expected, tmp_path):
     for results in (loaded(video), pipeline(TASK, model=str(model), batch_size=4)(video), loaded(video, batch_size=4)):
         same = [np.mean(a["labels"] == b.labels) for a, b in zip(results, expected, strict=True)]
         assert min(same) > 0.999  # batches may round a tie differently
+    assert equal(loaded(video, num_workers=2), [frame.labels for frame in expected])
+    with pytest.raises(ValueError, match="batch_size=0: expected a number of frames"):
+        loaded(video, batch_size=0)
+    for device in ("cpu", torch.device("cpu"), -1):  # -1 is the CPU in every pipeline
+        assert equal(pipeline(TASK, model=str(model), device=device)(video), [frame.labels for frame in expected])
+    assert pipeline(TASK, model=str(model), dtype="auto").dtype == torch.float32
+    assert pipeline(TASK, model=str(model), dtype="bfloat16").dtype == torch.bfloat16
     half = pipeline(TASK, model=str(model), dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16 and np.mean(half(video)[0]["labels"] == expected[0].labels) > 0.8
     loaded.save_pretrained(tmp_path)

@@ -87,6 +87,9 @@ TINY = {
     ),
     "vss_segformer": dict(backbone_config=MIT, channels=8),
     "vss_semantic_fpn": dict(backbone_config=RESNET, channels=8, pyramid_channels=8),
+    "vss_hfgd": dict(
+        backbone_config=RESNET, channels=8, encoding_channels=8, wide_channels=12, key_channels=4, axial_heads=2
+    ),
     "vss_bisenet": dict(
         backbone_config={**RESNET, "out_features": ["stage3", "stage4"]},
         spatial_channels=[4, 4, 4, 8],
@@ -288,7 +291,8 @@ def test_auxiliary_heads_run_only_where_they_are_wanted(model_type):
         return len(runs), output.auxiliary_logits
 
     labels = torch.randint(0, 5, (2, 33, 47))
-    others = int(model_type == "vss_ocrnet")  # its coarse head is no luxury: the regions follow from it
+    # OCRNet's coarse head is no luxury: the regions follow from it. HFGD's guidance is the decode head's own.
+    others = int(model_type in ("vss_ocrnet", "vss_hfgd"))
     assert count() == (0, None)
     assert count(labels=labels) == (len(heads), None)
     for wanted in (count(output_auxiliary_logits=True), model.train() and count()):

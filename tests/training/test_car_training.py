@@ -26,7 +26,8 @@ from transformers import AutoConfig
 
 from vss_hf.modeling.architectures import MODELS, VIDEO_MODELS, configuration_class
 from vss_hf.modeling.car import car_loss
-from vss_hf.training.car import classifier_features, regularisation
+from vss_hf.modeling.classifier_features import classifier_features
+from vss_hf.training.car import regularisation
 from vss_hf.training.losses import CAR, LossData, build_losses, parse_losses
 
 
@@ -83,14 +84,15 @@ def test_mask_models_have_no_features_of_pixels(model_type):
 
 @pytest.mark.parametrize("model_type", PER_PIXEL)
 def test_features_are_what_the_classifier_reads(model_type):
-    """Of the decode head only, once, at the logits' size, and with gradients; dropout has not touched them."""
+    """Of the decode head only, first at the logits' size, and with gradients; dropout has not touched them."""
     module = video_models if model_type in VIDEO_MODELS else image_models
     model = module.build(model_type)
     shape = (3, 33, 47) if model.main_input_name == "pixel_values" else (3, 3, 33, 47)
     pixels = torch.randn(1, *shape)
     with classifier_features(model) as features:
         logits = model(pixels, output_auxiliary_logits=True).logits
-    assert len(features) == 1 and torch.equal(model.decode_head.classifier(features[0]), logits)
+    assert len(features) == 1 + (model_type == "vss_hfgd")  # which classifies what guides its upsampler, too
+    assert torch.equal(model.decode_head.classifier(features[0]), logits)
     assert features[0].requires_grad and not has_hooks(model)
 
     for part in model.modules():  # only this one dropout works

@@ -131,6 +131,22 @@ def test_two_processes_equal_one(root, out, ranks, tmp_path, case):
             assert ours == pytest.approx(theirs, abs=1e-3)  # weights differ in the last digits: a pixel may tip over
 
 
+@pytest.mark.parametrize("faithful", [False, True])
+def test_unequal_batches_are_one_batch(root, out, ranks, tmp_path, faithful):
+    """HFGD with a loss whose centres are of all processes, of two images and one: losses, and every gradient."""
+    parts = two_processes.unequal_batches()
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    loss, gradients = two_processes.guided_step(root, tmp_path, whole, faithful)
+    shares = [rank[f"guided, faithful {faithful}"] for rank in ranks]  # times the number of processes, as DDP wants it
+    assert sum(shares) / 2 == pytest.approx(loss, rel=1e-5) and shares[0] > 2 * shares[1]
+    theirs = load_file(out / f"guided_gradients_{faithful}.safetensors")
+    assert theirs.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        largest = gradient.abs().max().item()
+        assert largest > 1e-4 or name.endswith("key.bias")  # which no softmax feels
+        torch.testing.assert_close(theirs[name], gradient, rtol=1e-3, atol=1e-4 * largest + 1e-6, msg=name)
+
+
 def test_processes_log_the_same(ranks):
     for case in EXACT:
         assert ranks[0][case]["losses"] == ranks[1][case]["losses"]

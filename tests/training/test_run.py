@@ -58,7 +58,7 @@ def test_sample_videos_to_model_folder(tmp_path):
     folder = main([str(recipe), "--data.shortest_edge", "48", "--max_steps", "2", "--bf16", "--channels_last"])
     assert folder == tmp_path / "out" / "model"
     files = "model.safetensors config.json preprocessor_config.json training_recipe.yaml train_results.json"
-    files += " eval_results.json training_log.json training_curve.png overlay.jpg README.md"
+    files += " eval_results.json training_log.json training_curve.png confusion.png overlay.jpg README.md"
     assert {path.name for path in folder.iterdir()} == {*files.split(), ".eval_results"}
     assert list((folder / ".eval_results").glob("*.yaml"))
     assert (folder / "README.md").read_text().startswith("---\n")

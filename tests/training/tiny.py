@@ -13,9 +13,11 @@ import vss_hf  # noqa: F401  (registers the model with the Auto classes)
 from vss_hf.data.clips import load_vspw
 from vss_hf.data.labels import ClassList
 from vss_hf.data.transforms import AugmentationConfig, TrainTransform
+from vss_hf.modeling.configuration_hfgd import HFGDConfig
 from vss_hf.modeling.configuration_ocrnet import OCRNetConfig
 from vss_hf.modeling.configuration_tcb_ocr import TCBOCRConfig
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
+from vss_hf.modeling.modeling_hfgd import HFGDForSemanticSegmentation
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
 from vss_hf.modeling.modeling_tcb_ocr import TCBOCRForVideoSemanticSegmentation
 from vss_hf.training.arguments import VSSTrainingArguments
@@ -98,6 +100,10 @@ class FrozenClips(KeepsStatistics, TCBOCRForVideoSemanticSegmentation):
     """A tiny video model, and BatchNorm keeps its statistics."""
 
 
+class FrozenGuided(KeepsStatistics, HFGDForSemanticSegmentation):
+    """A tiny HFGD, and BatchNorm keeps its statistics."""
+
+
 def tiny_config(root: Path, **fields) -> OCRNetConfig:
     """A ResNet of 8 and 16 channels with the classes of a data set."""
     classes = ClassList.from_root(root)
@@ -120,6 +126,22 @@ def tiny_clip_model(root: Path):
     fields = {"backbone_config": dict(RESNET), "frame_offsets": [-2, -1], "classifier_dropout": 0.0, **heads, **names}
     torch.manual_seed(0)
     return FrozenClips(TCBOCRConfig(**fields))
+
+
+def tiny_guided_model(root: Path, **fields) -> FrozenGuided:
+    """A model with class tokens, stopped gradients and class-aware regularisation; the same weights at every call."""
+    classes = ClassList.from_root(root)
+    stages = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 12, 16], "stem_channels": 8, "block": "basic"}
+    out_features = ["stage1", "stage2", "stage3", "stage4"]
+    widths = {"channels": 8, "encoding_channels": 12, "wide_channels": 16, "key_channels": 4, "axial_heads": 2}
+    fields = {
+        "backbone_config": {"model_type": "vss_resnet", **stages, "out_features": out_features},
+        **widths,
+        "initializer_range": 0.1,  # the usual classifiers are so small that nothing but themselves learns at first
+        **fields,
+    }
+    torch.manual_seed(0)
+    return FrozenGuided(HFGDConfig(**fields, id2label=classes.id2label, label2id=classes.label2id))
 
 
 # --- a run

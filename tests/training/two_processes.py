@@ -20,11 +20,13 @@ from tiny import (
     mixed_data,
     state_of,
     tiny_clip_model,
+    tiny_guided_model,
     tiny_model,
     training_clips,
     training_data,
 )
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import vss_hf.training
 from vss_hf.modeling.image_processing_vss import VSSImageProcessor
@@ -46,6 +48,7 @@ EXACT = {  # cases in which one process and two must agree
     },
     "distilled": {"distilled": True},
     "class-aware": {"losses": [{"name": "car", "weight": 0.5}]},
+    "guided": {"guided": True},
     "stream": {"streaming": True},
     "mixed": {"mixed": True},
     "clips": {"clips": True},
@@ -83,6 +86,8 @@ def run(root: Path, output_dir: Path, batch_size: int, case: str):
     data.transform = recorder = Recorder(data.transform)
     if clips:
         model = tiny_clip_model(root)
+    elif EXACT[case].get("guided", False):
+        model = tiny_guided_model(root)
     else:
         model = tiny_model(root) if synchronised else tiny_model(root, FrozenNorms)
     entries = EXACT[case].get("losses", [])
@@ -134,6 +139,33 @@ def save_folder(trainer, folder: Path) -> dict:
             trainer.processing_class.save_pretrained(folder)
             save_file({"logits": logits}, folder / "logits.safetensors")
         return {"sharded": is_sharded(model), "class": type(model).__name__}
+
+
+# --- batches of different sizes
+
+
+def unequal_batches() -> list[dict]:
+    """What two processes have at once: two images, and one of which little is labelled."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(3, 3, 96, 128, generator=generator)
+    labels = torch.randint(0, 3, (3, 96, 128), generator=generator)
+    labels[0, :30] = 255
+    labels[2, :, 40:] = 255
+    return [{"pixel_values": pixels[part], "labels": labels[part]} for part in (slice(2), slice(2, 3))]
+
+
+def guided_step(root: Path, output_dir: Path, batch: dict, faithful: bool) -> tuple[float, dict]:
+    """Loss and gradients of a process's batch, of the whole step's labelled pixels; in DDP where there are several."""
+    model = tiny_guided_model(root, car_faithful=faithful).train()
+    trainer = make_trainer(root, output_dir, model=model)
+    several = trainer.args.world_size > 1
+    wrapped = DistributedDataParallel(model) if several else model
+    number = sum((each["labels"] != 255).sum() for each in unequal_batches())
+    for _ in range(2):  # DDP complains in the second step of parameters that have missed the first
+        model.zero_grad()
+        loss = trainer.compute_loss(wrapped, dict(batch), num_items_in_batch=number)
+        loss.backward()
+    return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 # --- BatchNorm over processes
@@ -229,6 +261,11 @@ def quick(root: Path, out: Path) -> dict:
             save_file(state_of(trainer.ema), out / f"{case}_ema.safetensors")
         if case == "synchronised":
             found[case]["saved"] = save_folder(trainer, out / "synchronised_model")
+    batch = unequal_batches()[int(os.environ["RANK"])]
+    for faithful in (False, True):
+        found[f"guided, faithful {faithful}"], gradients = guided_step(root, out / "run", batch, faithful)
+        if int(os.environ["RANK"]) == 0:
+            save_file(gradients, out / f"guided_gradients_{faithful}.safetensors")
     found["norms"] = single_norms()
     # Every process has BatchNorm statistics of its own, and still all evaluate the model that is saved.
     model = tiny_model(root)

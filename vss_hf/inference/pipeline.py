@@ -61,7 +61,15 @@ class VideoSemanticSegmentationPipeline(Pipeline):
         post = {} if output_masks is None else {"output_masks": output_masks}
         return {}, forward, post
 
-    def __call__(self, inputs: Any, *, stream: bool = False, batch_size: int | None = None, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        stream: bool = False,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Label one video or several.
 
         Args:
@@ -69,7 +77,9 @@ class VideoSemanticSegmentationPipeline(Pipeline):
                 camera; or its frames, each an RGB uint8 (height, width, 3) array, a (3, height, width) tensor, or a
                 PIL image. Or several videos: a list, generator or dataset of paths or of frames.
             stream: give the frames as they are labelled, so that the memory does not grow with the video.
-            batch_size: frames that an image model takes at once; None: as at construction, or 1.
+            batch_size: frames that an image model takes at once, which changes nothing in the labels but how ties
+                are rounded; None: as at construction, or 1.
+            num_workers: taken as by every pipeline, and unused: one thread reads ahead, since frames come in order.
             output_scores: give each segment a "score": the mean probability of its class over its pixels.
             output_masks: give each segment a "mask": a PIL image, 255 where it is and 0 elsewhere, as the task
                 "image-segmentation" does.
@@ -87,7 +97,9 @@ class VideoSemanticSegmentationPipeline(Pipeline):
               "area" (pixels), and "score" and "mask" where wanted.
         """
         _, forward, post = self._sanitize_parameters(**kwargs)
-        forward = {"batch_size": batch_size or self._batch_size or 1, **self._forward_params, **forward}
+        if batch_size is None:
+            batch_size = 1 if self._batch_size is None else self._batch_size
+        forward = {"batch_size": batch_size, **self._forward_params, **forward}
         post = {**self._postprocess_params, **post}
         videos, several = split_videos(inputs)
         results = (self.run_single(video, {}, forward, post) for video in videos)

@@ -232,8 +232,10 @@ class VideoSegmenter:
             A generator of the frames, in order. Closing it, or breaking off, ends the reading.
 
         Raises:
-            As `open_source`, at once. While it is iterated: what reading raises, after the frames before the damage;
-            MemoryError as `step`; RuntimeError if there are steps and another video was begun meanwhile.
+            FileNotFoundError, ValueError: as `open_source`, at once. While it is iterated: what reading raises, after
+                the frames before the damage.
+            MemoryError: as `step`.
+            RuntimeError: there are steps, and another video was begun meanwhile.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected a number of frames, from 1")

@@ -132,7 +132,7 @@ class CascadePSP:
             options: other fields of `CascadePSPSettings`.
 
         Raises:
-            As `parse`.
+            FileNotFoundError, ValueError: as `parse`.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return parse({"model": source, **options}, device, "CascadePSP")

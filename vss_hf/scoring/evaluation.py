@@ -210,6 +210,7 @@ def score_predictions(
     values: str = "labels",
     resize: bool = False,
     missing: str = "error",
+    with_confusion: bool = False,
     with_timeline: bool = False,
     report: "Report | None" = None,
     progress: Callable[[Iterator, int], Iterator] | None = None,
@@ -228,7 +229,7 @@ def score_predictions(
         resize: bring predictions of another size to that of the mask (nearest neighbour) instead of refusing them.
         missing: what is done about frames without a prediction: "error"; "skip": they are not scored, and no window
             of video consistency reaches over them; "wrong": all their pixels count as wrong, and none as steady.
-        with_timeline, report, progress: as for `evaluate_model`.
+        with_confusion, with_timeline, report, progress: as for `evaluate_model`.
 
     Returns:
         As `evaluate_model`, without the model's speed. coverage: videos and frames that were wanted, are missing, or
@@ -271,6 +272,7 @@ def score_predictions(
         "frames_per_second": None,
         "model": Path(predictions).resolve().name,
         **environment("cpu"),
+        **({"confusion": scores.confusion.counts.tolist()} if with_confusion else {}),
     }
 
 

@@ -1,0 +1,3 @@
+"""What the tests of the demo know of its clip."""
+
+FRAMES = 5
