@@ -47,5 +47,9 @@ def requirements_text() -> str:
 
 
 def licence_text() -> str | None:
-    """The package's licence, which goes with its source; None: it was installed without."""
-    return metadata.distribution(NAME).read_text("licenses/LICENSE")
+    """The package's licence, which goes with its source; None: it was installed without.
+
+    A checkout may hold an egg-info, which setuptools writes without the licence and Python finds first.
+    """
+    texts = (found.read_text("licenses/LICENSE") for found in metadata.distributions(name=NAME))
+    return next(filter(None, texts), None)

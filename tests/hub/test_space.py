@@ -51,6 +51,10 @@ def test_what_it_requires(tmp_path, monkeypatch):
     lines = ["torch>=2.11", "numpy<3,>=2.0", 'gradio>=6; extra == "demo"', 'pytest>=8; extra == "dev"']
     lines.append('uvicorn[standard]>=0.30; python_version > "3.0" and extra == "demo"')
     monkeypatch.setattr(metadata, "requires", lambda name: lines)
+    egg_info = tmp_path / "checkout/vss_hf.egg-info"  # what an editable installation leaves in the checkout
+    egg_info.mkdir(parents=True)
+    (egg_info / "PKG-INFO").write_text("Name: vss-hf\nVersion: 0.1.0\n")
+    monkeypatch.syspath_prepend(tmp_path / "checkout")
     write_space(tmp_path / "space", ["owner/a"], 600)
     found = (tmp_path / "space/requirements.txt").read_text().splitlines()
     assert found == ["torch>=2.11", "numpy<3,>=2.0", "gradio>=6", "uvicorn[standard]>=0.30"]

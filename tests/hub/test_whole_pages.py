@@ -122,7 +122,8 @@ def film(words: list[str], place: str) -> None:
     if "lavfi" not in av.formats_available:
         return
     out = Path(words[words.index("--out") + 1])
-    until_ctrl_c(["-c", WITH_CAMERA, *words], lambda: len([*out.rglob("*.png")]) > 2, place)
+    before = len([*out.rglob("*.png")])  # of the page's other commands
+    until_ctrl_c(["-c", WITH_CAMERA, *words], lambda: len([*out.rglob("*.png")]) > before + 2, place)
     assert [*out.rglob("camera0_overlay.mp4")]
 
 
