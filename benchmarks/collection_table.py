@@ -6,7 +6,6 @@
 All of it comes from the card sources (hub_cards/card_sources.py). The figures are the papers'.
 """
 
-import argparse
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.markdown_tables import write_between  # noqa: E402
+from benchmarks.markdown_tables import print_or_write  # noqa: E402
 from vss_hf.hub_cards.card_origin import percent  # noqa: E402
 from vss_hf.hub_cards.card_sources import CardSource, card_source, released_recipes  # noqa: E402
 from vss_hf.hub_cards.card_text import cell  # noqa: E402
@@ -55,15 +54,5 @@ def line_of(source: CardSource) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="rewrite the table in this file")
-    options = parser.parse_args()
-    if options.markdown:
-        write_between(MARKS, table(), options.markdown)
-    else:
-        print("\n".join(table()))
-
-
 if __name__ == "__main__":
-    main()
+    print_or_write(__doc__, MARKS, table())

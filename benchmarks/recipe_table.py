@@ -6,7 +6,6 @@
 Rows with a recipe are what the recipes' sections `paper` say. All figures are the papers'; nothing is measured here.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.markdown_tables import write_between  # noqa: E402
+from benchmarks.markdown_tables import print_or_write  # noqa: E402
 from vss_hf.training.papers import PAPERS, TableRow  # noqa: E402
 from vss_hf.training.recipe_files import paper_of, shipped_recipes  # noqa: E402
 
@@ -146,15 +145,5 @@ def shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="rewrite the table in this file")
-    options = parser.parse_args()
-    if options.markdown:
-        write_between(MARKS, table(), options.markdown)
-    else:
-        print("\n".join(table()))
-
-
 if __name__ == "__main__":
-    main()
+    print_or_write(__doc__, MARKS, table())

@@ -91,7 +91,7 @@ def run_python(words: list[str], threads: int, log: Path) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
         done = subprocess.run(
-            [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, check=False
+            [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
         )
     return done.returncode
 

@@ -3,9 +3,9 @@
 from .card import render_card, write_card
 from .dataset_card import render_dataset_card, write_dataset_card
 from .eval_results import model_index, write_eval_results
-from .push import PushError, PushResult
 from .push_dataset import push_dataset
 from .push_model import prepare_repo, push_folder
+from .push_result import PushError, PushResult
 
 
 __all__ = [

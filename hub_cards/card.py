@@ -4,7 +4,6 @@ Nothing in a card is typed in by hand and nothing is guessed: the text is `model
 that training and evaluation left in the folder, and a missing file is said to be missing.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from vss_hf.metrics.made_by import beside_the_model
 
 from .architectures import ARCHITECTURES, BACKBONE_PAPERS
 from .card_data import dataset_tags, hub_id, known_terms, recorded_sources, source_in_words
+from .card_files import BACKBONE_KINDS, CONFIG_KINDS, RUN_KINDS, check_kinds, flatten, read_mapping, read_results
 from .card_origin import Origin, origin_of
 from .card_text import (
     cell,
@@ -33,7 +33,7 @@ from .card_text import (
     scrub,
     with_stamp,
 )
-from .dataset_terms import Terms
+from .dataset_terms import Terms, licence_of
 from .eval_results import HUB_ID, METRICS, model_index, other_classes, scored
 
 
@@ -45,23 +45,7 @@ SUMMARY_FIELDS = (
     "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "losses", "ema_decay",
     "swa_start", "swa_every", "swa_learning_rate", "bf16", "fp16", "seed",
 )  # fmt: skip
-# Of what kind the entries are that the card reads, where there are any.
-CONFIG_KINDS = {
-    "model_type": str, "id2label": dict, "backbone_config": dict, "in_indices": list, "frame_offsets": list,
-}  # fmt: skip
-BACKBONE_KINDS = {"model_type": str, "backbone": str, "depths": list, "out_features": list}
-RUN_KINDS = {
-    "dataset": str,
-    "source": str,
-    "table": str,
-    "split": str,
-    "train_split": str,
-    "hardware": str,
-    "versions": dict,
-    "date": str,
-}
 STATISTICS = ("running_mean", "running_var", "empty_weight")  # float tensors that are not learned
-KIND_WORDS = {str: "text", dict: "names with values", list: "a list", int: "a whole number"}
 
 
 def write_card(folder: str | Path, **overrides: Any) -> Path:
@@ -148,18 +132,18 @@ def render_card(
     """
     _check_identifiers(repo_id, license, license_name, license_link, dataset_id, base_model)
     folder = Path(folder)
-    config = _read(folder / "config.json")
+    config = read_mapping(folder / "config.json")
     if config is None:
         raise FileNotFoundError(f"no config.json in {folder}: expected a model folder, as save_pretrained writes it")
-    _check_kinds(config, CONFIG_KINDS, folder / "config.json")
-    _check_kinds(config.get("backbone_config") or {}, BACKBONE_KINDS, f"{folder / 'config.json'}: backbone_config")
-    results = _read_results(folder / "eval_results.json")
-    trained = scrub(_read(folder / "train_results.json") or {})
-    _check_kinds(trained, RUN_KINDS, folder / "train_results.json")
-    settings = scrub(_read(folder / "training_recipe.yaml") or {})
-    flat = _flatten(settings)
-    stages = _read(folder / "training_stages.json") or {}
-    _check_kinds(stages, dict.fromkeys(stages, dict), folder / "training_stages.json")
+    check_kinds(config, CONFIG_KINDS, folder / "config.json")
+    check_kinds(config.get("backbone_config") or {}, BACKBONE_KINDS, f"{folder / 'config.json'}: backbone_config")
+    results = read_results(folder / "eval_results.json")
+    trained = scrub(read_mapping(folder / "train_results.json") or {})
+    check_kinds(trained, RUN_KINDS, folder / "train_results.json")
+    settings = scrub(read_mapping(folder / "training_recipe.yaml") or {})
+    flat = flatten(settings)
+    stages = read_mapping(folder / "training_stages.json") or {}
+    check_kinds(stages, dict.fromkeys(stages, dict), folder / "training_stages.json")
 
     is_video_model = "frame_offsets" in config
     name = repo_id or folder.resolve().name
@@ -169,11 +153,12 @@ def render_card(
     of_recipe = origin.source if origin and origin.is_its_data else None  # what is said of data holds, too
     title = title or (of_recipe and of_recipe.title)
     title = title or (name.split("/")[-1] if name != "model" else folder.resolve().parent.name)  # <output_dir>/model
-    known = known_terms([*sources, results] if results else sources)
-    known += [terms for terms in of_recipe.terms() if terms not in known] if of_recipe else []
+    seen = of_recipe.terms() if of_recipe else []
+    seen += [terms for terms in known_terms(sources) if terms not in seen]
+    known = seen + [terms for terms in known_terms([results] if results else []) if terms not in seen]
     licence = {"license": license, "license_name": license_name, "license_link": license_link}
     says_licence = of_recipe is not None and origin is not None and origin.licence_holds
-    shown_licence = {**licence, **of_recipe.licence()} if of_recipe and says_licence and license is None else licence
+    shown_licence = {**licence, **licence_of(seen)} if says_licence and license is None else licence
     labels = [str(label) for label in (config.get("id2label") or {}).values()]
     recipe_text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip() if settings else ""
 
@@ -199,6 +184,7 @@ def render_card(
         has_curve=(folder / "training_curve.png").is_file(),
         has_confusion=(folder / "confusion.png").is_file(),
         repo_id=repo_id,
+        place="this repository" if repo_id else "this folder",
         source=name,
         with_code=with_code or "auto_map" in config,
         origin=origin,
@@ -216,6 +202,7 @@ def render_card(
         environment_rows=_environment_rows(results or {}, trained),
         is_stated=license is not None,
         **{**shown_licence, "license": shown_licence["license"] or "unknown"},
+        all_terms=seen if says_licence and license is None else [],
         notices=[terms.of_models for terms in known],
         references=_references(config, known, origin),
         notes=notes,
@@ -254,13 +241,13 @@ def _architecture(config: Mapping[str, Any], folder: Path) -> list[str]:
         listed = ", ".join(map(str, offsets))
         sentences.append(f"Each frame is labelled with the help of earlier ones (frame offsets {listed}).")
     count = count_parameters(folder)
-    size = f"{count / 1e6:.1f} million parameters ({count:,})." if count else "The folder holds no weights."
-    return [*sentences, size, *_origin(folder), *_averaging(folder)]
+    size = f"{count / 1e6:.1f} million parameters ({count:,})." if count >= 1e6 else f"{count:,} parameters."
+    return [*sentences, size if count else "The folder holds no weights.", *_origin(folder), *_averaging(folder)]
 
 
 def _origin(folder: Path) -> list[str]:
     """A sentence about the file that `vss-hf convert` made the weights from, if it did."""
-    origin = scrub(_read(folder / "conversion.json") or {})
+    origin = scrub(read_mapping(folder / "conversion.json") or {})
     names = [origin.get(key) for key in ("checkpoint", "source", "sha256")]
     if not all(isinstance(name, str) for name in names):
         return []
@@ -274,7 +261,7 @@ def _origin(folder: Path) -> list[str]:
 def _members(folder: Path) -> list[dict[str, Any]]:
     """The models that `vss-hf average` made this one from; none if it did not."""
     path = folder / "averaging.json"
-    members = (scrub(_read(path)) or {}).get("members") or []
+    members = (scrub(read_mapping(path)) or {}).get("members") or []
     kinds = {"model": str, "weight": (int, float), "trained_on": list}
     for member in members:
         if not all(isinstance(member.get(key), kind) for key, kind in kinds.items()):
@@ -377,7 +364,7 @@ def _stage_rows(stages: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Of every stage: name, model that it began with, steps, mIoU."""
     rows = []
     for name, told in stages.items():
-        flat = _flatten(told.get("recipe") or {})
+        flat = flatten(told.get("recipe") or {})
         start = flat.get("model.init_from") or flat.get("model.preset") or "a new model"
         result_of = [f"the result of {earlier}" for earlier in stages if str(start).endswith(f"{earlier}/model")]
         start = result_of[0] if result_of else scrub(start)
@@ -406,7 +393,7 @@ def _counted(source: Mapping[str, Any], key: str) -> str:
 def _references(config: Mapping[str, Any], known: list[Terms], origin: Origin | None) -> list[str]:
     references = ["This model was made with vss_hf, video semantic segmentation for the Hugging Face tools."]
     if origin and origin.source.citation:
-        references.append(" ".join(filter(None, (origin.source.citation, origin.source.link, "(recipe)"))))
+        references.append(f"{origin.source.citation}. {origin.source.link} (recipe)".replace("  ", " "))
     if config.get("model_type") in ARCHITECTURES:
         references.append(ARCHITECTURES[config["model_type"]][1])
     backbone = config.get("backbone_config") or {}
@@ -415,50 +402,7 @@ def _references(config: Mapping[str, Any], known: list[Terms], origin: Origin | 
     return references + [terms.paper for terms in known]
 
 
-# --- files and checks
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON or YAML file's mapping; None if there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        scrub(content)  # fails on a YAML value that contains itself
-    except (ValueError, yaml.YAMLError, RecursionError, LookupError, AttributeError, TypeError) as error:
-        # PyYAML checks little before it converts: `!!int ''`, `!!bool maybe`
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}: expected a mapping of names to values")
-    return content
-
-
-def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type], place: str | Path) -> None:
-    """Raise for an entry that is there and of another kind than the card reads."""
-    for key, kind in kinds.items():
-        value = values.get(key)
-        if value is not None and not isinstance(value, kind):
-            raise ValueError(f"{place}: {key} is {str(value)[:80]!r}, expected {KIND_WORDS[kind]}")
-
-
-def _read_results(path: Path) -> dict[str, Any] | None:
-    """The evaluation JSON with every key that the card asks for; None if there is no such file."""
-    results = scrub(_read(path))
-    if results is None:
-        return None
-    _check_kinds(results, RUN_KINDS, path)
-    keys = ("protocol", "vc_protocol", "split", "videos", "frames", "frames_per_second", "hardware", "versions")
-    results = {**dict.fromkeys(keys), **results}
-    for key in ("per_class_iou", "vc_clips"):
-        results[key] = results.get(key) or {}
-        if not isinstance(results[key], dict):
-            raise ValueError(f"{path}: {key} is a {type(results[key]).__name__}, expected names with values")
-    try:
-        model_index(results)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return results
+# --- checks
 
 
 def _check_identifiers(repo_id, license, license_name, license_link, dataset_id, base_model) -> None:
@@ -467,17 +411,6 @@ def _check_identifiers(repo_id, license, license_name, license_link, dataset_id,
     for option, value in (("dataset_id", dataset_id), ("base_model", base_model)):
         if value is not None and not HUB_ID.fullmatch(value):
             raise ValueError(f"{option}={value!r}: expected an id on the Hub, 'owner/name'")
-
-
-def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}; lists count as values."""
-    flat = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from .dataset_terms import Terms, terms_of
+from .dataset_terms import Terms, licence_of, terms_of
 
 
 COLLECTION = Path(__file__).with_name("collection")
@@ -58,17 +58,18 @@ class CardSource:
         """The name that its repository on the Hub shall have, below an owner."""
         return self.recipe.replace("/", "-")
 
+    def about_data(self) -> list[tuple[str, str]]:
+        """The data sets, each with what it is in half a sentence."""
+        return [(name, about_data(name)) for name in self.data]
+
     def terms(self) -> list[Terms]:
         """The terms of the data sets, each once, of those that have any."""
         found = (terms_of_named(name) for name in self.data)
         return list({terms.name: terms for terms in found if terms is not None}.values())
 
     def licence(self) -> dict[str, str]:
-        """What the weights' licence can be at most, by the data that the model is for; arguments of `render_card`."""
-        terms = terms_of_named(self.data[0])
-        if terms is None:  # drawn by this package
-            return {"license": "apache-2.0"}
-        return {"license": "other", "license_name": terms.licence, "license_link": terms.link}
+        """What the weights' licence can be at most, by the data that it has seen; arguments of `render_card`."""
+        return licence_of(self.terms())
 
     def is_of(self, dataset: str) -> bool:
         """Whether a recorded data set, by its name, is the one that the model is for."""

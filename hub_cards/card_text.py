@@ -14,6 +14,7 @@ import jinja2
 from huggingface_hub.utils import validate_repo_id
 
 from vss_hf.files import write_text
+from vss_hf.install import git_address, install_command
 
 
 KEEP_OPEN, KEEP_CLOSE = "<!-- vss_hf: keep -->", "<!-- /vss_hf: keep -->"
@@ -57,7 +58,9 @@ def _is_secret(key: str, item: Any) -> bool:
 
 
 def last_part(path: str) -> str:
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+    """What a reader understands of a folder's path; a run's result is its folder `model`, which says nothing."""
+    parts = [part for part in re.split(r"[/\\]", path) if part] or [path]
+    return parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
 
 
 def number(value: Any) -> float | None:
@@ -84,6 +87,7 @@ def render(template: Path, **values: Any) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
+    environment.globals.update(install_command=install_command, needs_source=git_address() is None)
     environment.filters["cell"] = cell
     environment.filters["quoted"] = json.dumps  # a JSON string is a Python string
     environment.filters["shell"] = shlex.quote

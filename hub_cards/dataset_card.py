@@ -7,7 +7,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from .card_text import check_names, is_ours, kept_text, options_of, read_card, render, replace_card, with_stamp
 from .dataset_export import LABEL_FILE, Export, read_export
-from .push import size
+from .push_result import size
 
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md")

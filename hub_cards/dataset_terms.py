@@ -39,10 +39,10 @@ TERMS = {
         "VIPSeg",
         "vipseg-research-only",
         "https://github.com/VIPSeg-Dataset/VIPSeg-Dataset",
-        "VIPSeg's frames are VSPW's: they are under a non-commercial research licence and may not be re-hosted "
-        "publicly. Its own page states no other terms.",
-        "VIPSeg's frames are VSPW's, licensed for non-commercial research only; check the terms before any other use "
-        "of models made from it.",
+        "VIPSeg's videos are VSPW's, so VSPW's terms are taken to hold: for non-commercial research, and not to be "
+        "re-hosted publicly. Whether it has terms of its own, check at its page.",
+        "VIPSeg's videos are VSPW's, licensed for non-commercial research only; check the terms of both before any "
+        "other use of models made from it.",
         False,
         'J. Miao, X. Wang, Y. Wu, W. Li, X. Zhang, Y. Wei, Y. Yang, "Large-Scale Video Panoptic Segmentation in the '
         'Wild: A Benchmark", CVPR 2022 (VIPSeg)',
@@ -115,6 +115,20 @@ TERMS = {
 # SHA-256 of VSPW's 124 class names in their order, one a line: the list itself is in a part of the package that cards
 # do not read, and a data set with just these classes holds VSPW's frames unless something else is said of it.
 VSPW_CLASSES = "d0043b0f717864c1af67e2f67327d8b8feb501df7e70901e7d4fdd6c81266b15"
+
+
+def licence_of(seen: Sequence[Terms]) -> dict[str, str]:
+    """What weights may be licensed under at most, by all the data that they have seen; arguments of `render_card`.
+
+    None of these terms contains another one, so all of them are named. The Hub has room for one link: the first one's.
+    """
+    if not seen:  # drawn by this package
+        return {"license": "apache-2.0"}
+    return {
+        "license": "other",
+        "license_name": "-and-".join(terms.licence for terms in seen),
+        "license_link": seen[0].link,
+    }
 
 
 def terms_of(source: str, name: str, classes: Sequence[str] = ()) -> Terms | None:

@@ -43,12 +43,13 @@ def model_index(results: Mapping[str, Any], dataset_id: str | None = None) -> li
     Raises:
         ValueError: if the data set's name is missing or a metric is not a fraction.
     """
+    identifier = _identifier(results, dataset_id)  # asked for even where no metric has a value
     coverage = {key: results[key] for key in ("videos", "frames", "source", "table") if results.get(key) is not None}
     return [
         EvalResult(
             task_type="image-segmentation",
             task_name="Video semantic segmentation",
-            dataset_type=_identifier(results, dataset_id),
+            dataset_type=identifier,
             dataset_name=", ".join(filter(None, (_dataset_name(results), other_classes(results)))),
             dataset_split=results.get("split"),
             dataset_args=coverage or None,

@@ -9,11 +9,18 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_session,
+    get_token,
+    hf_hub_url,
+)
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -22,70 +29,16 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, parse_ratelimit_headers, validate_repo_id
 
 from .checks import ACCESS_TOKEN
+from .push_result import PushError, PushResult, Refused, size
 
 
 TRIES = 6  # of every request; the client does as many of those that it repeats by itself
 LONGEST_WAIT = 300  # seconds; when a server asks for more, we give up and say so
 MAY_PASS = (408, 429, 500, 502, 503, 504)
 Result = TypeVar("Result")
-
-
-class PushError(OSError):
-    """A push that did not succeed.
-
-    Args:
-        message: what happened, what is missing in the repository, and how to go on.
-        what: what happened, alone.
-    """
-
-    def __init__(self, message: str, what: str):
-        super().__init__(message)
-        self.what = what
-
-
-class Refused(ValueError):
-    """A push that must not be done as asked; the message is the reason."""
-
-
-@dataclass
-class PushResult:
-    """What a push came to.
-
-    Args:
-        repo_url: the repository.
-        commit_url: the commit with the folder's files; an older one if nothing had changed.
-        pr_url: the pull request, if one was asked for and there was something to propose.
-        sent: paths of the files that were new or changed.
-        sent_bytes: their size.
-        removed: older weights that the commit took away, because a reader would load them instead of the new ones.
-        unchanged: how many files were in the repository already.
-        left_out: paths in the folder that are of no use to others and stayed there.
-    """
-
-    repo_url: str
-    commit_url: str = ""
-    pr_url: str | None = None
-    sent: list[str] = field(default_factory=list)
-    sent_bytes: int = 0
-    removed: list[str] = field(default_factory=list)
-    unchanged: int = 0
-    left_out: list[str] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """The result for people."""
-        lines = [self.repo_url]
-        if self.sent or self.removed:
-            files = "1 file" if len(self.sent) == 1 else f"{len(self.sent)} files"
-            same = f", {self.unchanged} unchanged" if self.unchanged else ""
-            lines.append(f"{self.commit_url}: {files} sent ({size(self.sent_bytes)}){same}")
-        else:
-            lines.append(f"{self.commit_url}: nothing changed, nothing sent")
-        lines += [f"removed: {', '.join(self.removed)}"] if self.removed else []
-        lines += [f"pull request: {self.pr_url}"] if self.pr_url else []
-        return lines + ([f"left out: {', '.join(self.left_out)}"] if self.left_out else [])
 
 
 class Push:
@@ -182,18 +135,24 @@ class Push:
                 raise
             return None
 
-    def send(self, contents: Mapping[str, Path | bytes], message: str, is_old: Callable[[str], bool]) -> PushResult:
+    def send(
+        self,
+        contents: Mapping[str, Path | bytes],
+        message: str,
+        outdated: Callable[[Mapping[str, RepoFile]], Iterable[str]],
+    ) -> PushResult:
         """Send what differs, commit it, and see whether all of it is there.
 
         Args:
             contents: a file, or its bytes, by path in the repository.
             message: of the commit.
-            is_old: whether a file of the repository that is not among the contents is to be removed, by its path.
+            outdated: given the files of the repository, those of them that are to be removed, unless they are among
+                the contents.
         """
         self.step = "listing the files there"
         there = self.all_files()
         changed = self.differing(contents, there)
-        old = [name for name in there if name not in contents and is_old(name)]
+        old = sorted({*outdated(there)} & there.keys() - contents.keys())
         result = PushResult(self.page(), sent=changed, removed=old)
         result.unchanged = len(contents) - len(changed)
         if not changed and not old:
@@ -268,6 +227,19 @@ class Push:
         """Those of the named files that there are, by path."""
         entries = self.api.get_paths_info(self.repo_id, list(names), revision=revision, repo_type=self.repo_type)
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def read(self, name: str) -> str:
+        """A text of the branch."""
+        self.step = f"reading {name} there"
+        where = {"repo_type": self.repo_type, "revision": self.revision, "endpoint": self.api.endpoint}
+        url = hf_hub_url(self.repo_id, name, **where)
+
+        def get() -> str:
+            response = get_session().get(url, headers=build_hf_headers(token=self.token))
+            hf_raise_for_status(response)
+            return response.text
+
+        return self.patiently(get)
 
     def differing(self, contents: Mapping[str, Path | bytes], there: Mapping[str, RepoFile]) -> list[str]:
         """Paths that the repository does not hold, or holds with another content."""
@@ -423,14 +395,3 @@ def digest(content: Path | bytes, large: bool) -> str:
 def length(content: Path | bytes) -> int:
     """Bytes of a file or a text."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-
-def size(number: int) -> str:
-    """Bytes for people."""
-    if number < 1000:
-        return f"{number} bytes"
-    amount, unit = number / 1000, "kB"
-    for larger in ("MB", "GB"):
-        if amount >= 1000:
-            amount, unit = amount / 1000, larger
-    return f"{amount:.1f} {unit}"

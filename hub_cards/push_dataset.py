@@ -9,7 +9,8 @@ from vss_hf.files import write_text
 from .checks import check_text, walk
 from .dataset_card import CARD, dataset_card_for_repo
 from .dataset_export import INDEX_FILE, LABEL_FILE, Export, read_export
-from .push import Push, PushResult
+from .push import Push
+from .push_result import PushResult
 
 
 # Beside the shards, what explains them; everything else in the folder stays here.
@@ -71,7 +72,8 @@ def push_dataset(
             contents[CARD] = card.encode()
         push.message = commit_message
         push.prepare(private)
-        result = push.send(contents, commit_message or f"Upload {push.repo_id.split('/')[-1]}", is_shard)
+        message = commit_message or f"Upload {push.repo_id.split('/')[-1]}"
+        result = push.send(contents, message, lambda there: filter(is_shard, there))
     # Only now, so that a failed push changes nothing here; and not over what somebody wrote meanwhile.
     if card is not None and card.encode() != before and before == (readme.read_bytes() if readme.is_file() else None):
         write_text(readme, card)

@@ -3,16 +3,21 @@
 The local folder is never written before the push has succeeded.
 """
 
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from huggingface_hub.hf_api import RepoFile
+
 from vss_hf.files import write_text
-from vss_hf.modeling.remote_code import check_code, code_files
+from vss_hf.modeling.remote_code import CONFIG, ENTRY, PROCESSOR, check_code, code_files, code_in, listed_files
 
 from .card import card_for_repo
 from .checks import INDEX, WEIGHTS, check_folder
-from .push import Push, PushResult
+from .private_paths import without_paths
+from .push import Push
+from .push_result import PushResult
 
 
 def push_folder(
@@ -29,7 +34,8 @@ def push_folder(
 ) -> PushResult:
     """Push everything a model folder holds: weights, configuration, processor, recipe, results, pictures, card.
 
-    The card gets the repository's name, as long as vss_hf wrote it; one that was edited by hand goes up as it is.
+    The card gets the repository's name, as long as vss_hf wrote it; one that was edited by hand goes up as it is. In
+    what a run wrote about itself (recipe, results) folders of this machine are reduced to their last name.
 
     Args:
         folder: the model folder.
@@ -55,8 +61,11 @@ def push_folder(
     files, left_out = check_folder(folder)
     readme = folder / "README.md"
     before = readme.read_bytes() if readme.is_file() else None
-    contents: dict[str, Path | bytes] = {**files, **(also or {})}
+    shortened = without_paths(files)
+    contents: dict[str, Path | bytes] = {**files, **(also or {}), **shortened}
     if with_code:
+        outdated = set(code_in(folder))
+        contents = {name: content for name, content in contents.items() if name not in outdated}
         contents.update(code_files(folder))
     else:
         check_code(folder)
@@ -71,11 +80,12 @@ def push_folder(
             contents["README.md"] = card.encode()
         push.message = commit_message
         push.prepare(private)
-        result = push.send(contents, commit_message or f"Upload {push.repo_id.split('/')[-1]}", is_weights)
+        message = commit_message or f"Upload {push.repo_id.split('/')[-1]}"
+        result = push.send(contents, message, lambda there: outdated_files(push, there, contents))
     # Only now, so that a failed push changes nothing here; and not over what somebody wrote meanwhile.
     if card is not None and card.encode() != before and before == (readme.read_bytes() if readme.is_file() else None):
         write_text(readme, card)
-    result.left_out = left_out
+    result.left_out, result.shortened = left_out, list(shortened)
     return result
 
 
@@ -97,7 +107,26 @@ def prepare_repo(repo_id: str, *, private: bool = True, revision: str | None = N
     return push.repo_id
 
 
+def outdated_files(push: Push, there: Mapping[str, RepoFile], contents: Mapping[str, Path | bytes]) -> list[str]:
+    """Files of the repository that are none of the model any more.
+
+    These are weights that from_pretrained could take for the model's, or for a part of them; and of code that was
+    pushed along, what no configuration leads to any more.
+    """
+    old = [name for name in there if is_weights(name)]
+    entry = f"{ENTRY}.py"
+    if entry in there and (entry in contents or not leads_to_code(contents)):
+        old += listed_files(push.read(entry))
+    return old
+
+
+def leads_to_code(contents: Mapping[str, Path | bytes]) -> bool:
+    """Whether a configuration says where its class is; that may be this very repository."""
+    found = [contents[name] for name in (CONFIG, PROCESSOR) if name in contents]
+    return any("auto_map" in json.loads(one if isinstance(one, bytes) else one.read_bytes()) for one in found)
+
+
 def is_weights(name: str) -> bool:
-    """Whether from_pretrained could take a file of the repository for the model's weights, or a part of them."""
+    """Whether a file of the repository may be the model's weights, or a part of them."""
     shard = name.startswith("model-") and name.endswith(".safetensors")
     return "/" not in name and (shard or name in (WEIGHTS, INDEX))

@@ -1,6 +1,7 @@
-"""Writes the files of a Space that shows one model, or compares two: app.py, requirements.txt, README.md."""
+"""Writes a Space that shows one model, or compares two: app.py, README.md, and this package's source."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from vss_hf.files import new_folder, write_text
 
 from .card_text import render
+from .space_source import licence_text, package_files, requirements_text
 
 
 TEMPLATE = Path(__file__).with_name("space_card.md")
@@ -35,7 +37,7 @@ page = create_page(
 )
 
 if __name__ == "__main__":
-    serve(page, host="0.0.0.0", port=7860)
+    serve(page, host="0.0.0.0")
 '''
 
 
@@ -48,10 +50,10 @@ def write_space(out: str | Path, models: Sequence[str], max_frames: int) -> list
         max_frames: of one video.
 
     Returns:
-        The files.
+        The files, and the folder of this package's source.
 
     Raises:
-        ValueError: a model is a folder of this machine, or no id of the Hub.
+        ValueError: a model is a folder of this machine, or no id of the Hub; or this package is not installed.
         FileExistsError: `out` is not empty.
     """
     out = Path(out)
@@ -64,13 +66,18 @@ def write_space(out: str | Path, models: Sequence[str], max_frames: int) -> list
     )
     texts = {
         "app.py": app,
-        "requirements.txt": "vss-hf[demo]\n",
+        "requirements.txt": requirements_text(),
         "README.md": render_space_card(models, max_frames),
+        "LICENSE": licence_text(),
     }
+    texts = {name: text for name, text in texts.items() if text is not None}
     with new_folder(out) as partial:
         for name, text in texts.items():
             write_text(partial / name, text)
-    return [out / name for name in texts]
+        for name, file in package_files().items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, partial / name)
+    return [out / name for name in (*texts, "vss_hf")]
 
 
 def render_space_card(models: Sequence[str], max_frames: int) -> str:
@@ -85,6 +92,7 @@ def render_space_card(models: Sequence[str], max_frames: int) -> str:
         "sdk_version": GRADIO,
         "app_file": "app.py",
         "pinned": False,
+        "license": "apache-2.0",
         "short_description": "A class for every pixel of a video",
         "models": list(models),
         "tags": ["vss_hf", "video-semantic-segmentation", "semantic-segmentation"],

@@ -136,6 +136,13 @@ class HFGDConfig(SegmenterConfig):
                 "one, and nothing before the upsampler would learn; leave stop_gradient out; on top of a saved "
                 "model's fields, None leaves it out"
             )
+        unsaid = (0, 0.4, 1.0)  # or left by the fields of a saved model, with guidance or without
+        if not self.guidance and self.extra_encoding != "ocr" and self.auxiliary_loss_weight not in unsaid:
+            raise ValueError(
+                f"HFGDConfig.auxiliary_loss_weight={self.auxiliary_loss_weight} with guidance={self.guidance} and "
+                f"extra_encoding={self.extra_encoding!r}: there is no auxiliary loss to weigh; expected guidance or "
+                "'ocr', or leave it out; on top of a saved model's fields, None leaves it out"
+            )
         if self.stop_gradient and self.auxiliary_loss_weight == 0:
             raise ValueError(
                 "HFGDConfig.auxiliary_loss_weight=0 with stop_gradient=True: nothing before the upsampler would "

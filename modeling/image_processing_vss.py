@@ -5,7 +5,9 @@ absent, or by `backend="pil"`).
 """
 
 import math
+import os
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,11 @@ from transformers.image_utils import (
 
 from .dense import upsampled_argmax
 from .dense_masks import upsampled_mask_argmax
+from .remote_code import lead_to_code
 
 
 SWITCHES = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
-LARGEST_SIDE = 2**14
+SMALLEST_SIDE, LARGEST_SIDE = 32, 2**14  # pixels; the models take no smaller images
 LARGEST_LABEL = 2**24  # up to here resizing, which goes through float32, keeps whole numbers
 
 
@@ -114,6 +117,11 @@ class SegmentationProcessing:
                 maps.append(upsampled_mask_argmax(classes[one], logits[one], size)[0])
         return maps
 
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """As transformers has it; beside a model's code (`save_pretrained(..., with_code=True)`) it leads there."""
+        super().to_json_file(json_file_path)
+        lead_to_code(Path(json_file_path))
+
 
 def label_array(values: Any, name: str) -> np.ndarray:
     """A label map as uint8 (H, W), or int32 where a label is above 255; `name` is how errors call it."""
@@ -148,8 +156,8 @@ def check_settings(processor: Any) -> None:
         "image_std": (are_rgb(processor.image_std, above=0), "three numbers above 0"),
         "resample": (processor.resample in known_filters, f"one of {known_filters}"),
         "size": (
-            bool(size) and all(type(v) is int and 1 <= v <= LARGEST_SIDE for v in size.values()),
-            f"whole numbers from 1 to {LARGEST_SIDE}",
+            bool(size) and all(type(v) is int and SMALLEST_SIDE <= v <= LARGEST_SIDE for v in size.values()),
+            f"whole numbers from {SMALLEST_SIDE} to {LARGEST_SIDE}",
         ),
     }
     for name, (fits, expected) in allowed.items():

@@ -14,13 +14,8 @@ from vss_hf.video_io import VideoWriter, read_frames
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
-# A line like this before a block tells reader and tests that the block is parsed only.
+# A line like this before a block tells reader and tests why it is parsed only.
 NOT_RUN = re.compile(r"\*Not run in the tests: needs (?P<needs>.+)\.\*\s*\Z")
-# Words that stand for something of the reader's own. A command with one of them is parsed only.
-PLACEHOLDERS = re.compile(
-    r"path/to/|\bMODEL\b|\bRECIPE\b|\bDIR\b|\bOUT\b|\bTREE\b|\bFIXTURES\b|my_recipe\.yaml|your-name/|user/my-model"
-    r"|\bswin\b|\bsubmission\.zip|--predictions ours|--predictions predictions|runs/|models/|~/|--camera"
-)
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,7 @@ class Block:
         line: number of its first line.
         language: what stands behind the fence; "" for drawings and trees.
         text: what is inside.
-        needs: what it needs that tests do not have; None for blocks that are run.
+        needs: what it needs that no test can have; None for blocks that are run.
     """
 
     page: str

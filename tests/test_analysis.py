@@ -27,6 +27,7 @@ from vss_hf.analysis import (
 from vss_hf.analysis_features import PlaceSampler, Subject, first_of_each, place_over, sample_features
 from vss_hf.analysis_run import distinct_names, open_subjects
 from vss_hf.cli import main
+from vss_hf.cli_analyze import lines_about
 from vss_hf.data import make_sample_dataset
 from vss_hf.data.splits import open_split
 from vss_hf.inference import VideoSegmenter
@@ -109,6 +110,11 @@ def subject(model, branch="output", name="model"):
 
 
 # --- class dependencies
+
+
+def test_one_class_depends_on_no_other():
+    (line,) = lines_about({"class_tokens": matrix_numbers(torch.randn(1, 4), ["sky"])})
+    assert line.endswith("most dependent: none, there is one class")
 
 
 def test_dependency_written_down():
@@ -226,7 +232,7 @@ def test_layout_keeps_neighbours_and_its_seed(method):
 )
 def test_a_missing_package_is_named(method, module, package, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ValueError, match=rf"--method {method} needs {package} .*pip install 'vss-hf\[analysis\]'"):
+    with pytest.raises(ValueError, match=rf"--method {method} needs {package} .*pip install .*\[analysis\]"):
         embedding_method(method, 0)
 
 

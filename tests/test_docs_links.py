@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import vss_hf
 from vss_hf.modeling.architectures import ALL
 
 
@@ -84,6 +85,13 @@ def described(page):
 def test_the_reference_has_every_public_name(room):
     module = importlib.import_module(f"vss_hf.{room}")
     assert sorted(described(f"{room}.md")) == sorted(f"vss_hf.{room}.{name}" for name in module.__all__)
+
+
+def test_the_reference_has_what_the_package_itself_gives():
+    """`from vss_hf import ...`: each name is described where it comes from."""
+    pages = [path.name for path in (ROOT / "docs/api").glob("*.md")]
+    names = {name.rpartition(".")[2] for page in pages for name in described(page)}
+    assert set(vss_hf.__all__) <= names
 
 
 def test_the_reference_has_every_model():

@@ -1,6 +1,7 @@
 """`vss-hf doctor`: versions against what the package requires, extras, devices, folders."""
 
 import json
+import os
 from importlib import metadata
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from vss_hf import doctor
 from vss_hf.cli import app
+from vss_hf.install import install_advice
 
 
 REQUIRED = [
@@ -37,7 +39,7 @@ def test_versions_are_compared(required):
 def test_extras_say_what_they_are_for(required):
     found = {finding.subject: finding for finding in doctor.extras()}
     assert found["demo"].state == "missing" and found["demo"].found == "without gradio-of-nobody"
-    assert found["demo"].advice == "for vss-hf demo: pip install 'vss_hf[demo]'"
+    assert found["demo"].advice == f"for vss-hf demo: {install_advice('demo')}"
     assert found["export"].state == "ok"
     assert "dev" not in found  # nothing is required for it here
 
@@ -62,3 +64,12 @@ def test_size_of_a_folder_does_not_follow_links(tmp_path):
     (tmp_path / "b").symlink_to(tmp_path / "a")
     assert doctor.size_of(tmp_path) == "0.3 GB"
     assert doctor.nearest(tmp_path / "not" / "there") == tmp_path
+
+
+def test_size_of_a_folder_that_somebody_clears(tmp_path, monkeypatch):
+    """Files that are gone between the listing and the look at them count nothing."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"x" * 200_000_000)
+    links = os.path.islink
+    monkeypatch.setattr(os.path, "islink", lambda path: links(path) or (tmp_path / "a").unlink(missing_ok=True))
+    assert doctor.size_of(tmp_path) in ("0.0 GB", "0.2 GB")

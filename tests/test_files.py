@@ -18,7 +18,16 @@ from torch import zeros
 
 from vss_hf.cli_common import write_results
 from vss_hf.data import ClassList
-from vss_hf.files import full_disk_message, is_full_disk, replacing, write_bytes, write_json, write_text
+from vss_hf.files import (
+    check_new_folder,
+    full_disk_message,
+    is_full_disk,
+    new_folder,
+    replacing,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from vss_hf.hub_cards import write_card, write_eval_results
 from vss_hf.inference.submission import write_submission
 from vss_hf.modeling.modeling_ocrnet import OCRNetForSemanticSegmentation
@@ -67,6 +76,27 @@ def test_a_missing_folder_is_the_error_of_the_system(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(NotADirectoryError):
         write_text(tmp_path / "file" / "a.txt", "x")
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        (".", r"--out \.: a new folder needs a name"),
+        ("..", r"--out \.\.: a new folder needs a name"),
+        ("/", "--out /: a new folder needs a name"),
+        ("file", "file is already there"),
+        ("file/new", "--out file/new: .*file is no folder"),
+        ("file/a/b", "--out file/a/b: .*file is no folder"),
+    ],
+)
+def test_folders_that_cannot_be_made(place, error, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    Path("file").touch()
+    for use in (check_new_folder, lambda path: new_folder(path).__enter__()):
+        with pytest.raises((ValueError, OSError), match=error):
+            use(Path(place))
+    assert os.listdir(tmp_path) == ["empty"] and os.listdir(".") == ["file"]
 
 
 def test_50_kills_leave_the_old_or_the_new_file(tmp_path):

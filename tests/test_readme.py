@@ -45,7 +45,7 @@ SHELL = [
 INFERENCE = [line.split("  #")[0].strip() for b in blocks("docs/inference.md", "bash") for line in b.splitlines()]
 PSEUDO_LABELS = [line.split("  #")[0].strip() for b in blocks("docs/training.md", "bash") for line in b.splitlines()]
 DATA = [line.split("  #")[0].strip() for b in blocks("docs/data.md", "bash") for line in b.splitlines()]
-# What of these is run, by the tests that run it; test_docs.py asks that nothing else goes without a word.
+# What of these is run here, by the tests that run it; all of it: hub/test_whole_pages.py.
 ON_DEMO = [c for c in SHELL if c.startswith("vss-hf") and "demo/" in c]
 INFERENCE_ON_DEMO = [line for line in INFERENCE if "demo/" in line]
 PSEUDO_LABELS_ON_DEMO = [c for c in PSEUDO_LABELS if c.startswith("vss-hf pseudo-label")]
@@ -68,7 +68,8 @@ def test_python_blocks(after_demo):
 
 def test_blocks_about_videos(after_demo):
     result = run_blocks(blocks("docs/video.md", "python"), after_demo)
-    offsets, *lines = result.stdout.splitlines()
+    offsets, *lines, first, second, batch = result.stdout.splitlines()
+    assert "(213, 120)" in first and "(90, 160)" in second and batch == "[(213, 120), (90, 160)]"  # pictures
     count = len(lines) // 2  # each frame by VideoSegmenter, then by the pipeline
     assert offsets == "[-9, -6, -3]" and [line[-8:] for line in lines[:count]] == ["(48, 64)"] * count
     assert [line.split()[0] for line in lines[count:]] == [str(number) for number in range(count)] and count > 1
@@ -91,10 +92,11 @@ def test_pushing_compiles():
 
 
 @pytest.mark.parametrize("command", ON_DEMO)
-def test_commands_on_the_demo(command, after_demo):
-    words = [sys.executable, "-m", "vss_hf", *shlex.split(command)[1:]]
-    result = subprocess.run(words, cwd=after_demo, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+def test_commands_on_the_demo(command, after_demo, monkeypatch):
+    monkeypatch.chdir(after_demo)
+    with pytest.raises(SystemExit) as end:
+        main(shlex.split(command)[1:])
+    assert end.value.code == 0
 
 
 def test_the_way_through_inference(after_demo, monkeypatch):

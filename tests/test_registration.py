@@ -70,7 +70,10 @@ print(
 """
 
 
-@pytest.mark.parametrize("order", IMPORTS)
+QUICK = ("vss_hf first", "Auto classes first", "our pipeline first")  # each takes a process of its own
+
+
+@pytest.mark.parametrize("order", [o if o in QUICK else pytest.param(o, marks=pytest.mark.slow) for o in IMPORTS])
 def test_every_import_order_registers_everything(folder, order):
     names = run(IMPORTS[order] + LOAD_EVERYTHING, folder)
     model = "OCRNetForSemanticSegmentation"

@@ -36,7 +36,7 @@ LAW = [
         "hub_cards/",
         [
             *["huggingface_hub", "yaml", "jinja2", "safetensors"],
-            *["vss_hf.metrics", "vss_hf.files", "vss_hf.modeling.remote_code"],
+            *["vss_hf.metrics", "vss_hf.files", "vss_hf.install", "vss_hf.modeling.remote_code"],
         ],
     ),
     (

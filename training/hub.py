@@ -6,6 +6,7 @@ model as it is now; `checkpoint` also the checkpoint, as `last-checkpoint`; `all
 names. A push on the way that fails is logged and does not stop the training.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,16 +14,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
-from vss_hf.files import write_text
+from vss_hf.files import write_json, write_text
 from vss_hf.hub_cards import PushError, PushResult, prepare_repo, push_folder, write_card
 from vss_hf.inference.processes import failing_together, largest
 
-from .checkpoints import replacing_files
+from .checkpoints import MANIFEST, replacing_files
 from .recipe_yaml import to_yaml
 
 
@@ -184,6 +185,7 @@ class PushesModelFolder:
                 second.parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy(path, second)
                 files[f"{name}/{path.relative_to(checkpoint).as_posix()}"] = second
+        without_output_dir(folder.with_name(f"{folder.name}-checkpoint"))
         return files
 
     def push_on_the_way(self, folder: Path, also: dict[str, Path], step: int) -> PushResult | None:
@@ -212,6 +214,19 @@ class PushesModelFolder:
         if not hasattr(self, "pusher"):
             self.pusher = ThreadPoolExecutor(1, thread_name_prefix="push")
         return self.pusher.submit(function, *arguments, **settings)
+
+
+def without_output_dir(checkpoint: Path) -> None:
+    """Reduce the folder of the best checkpoint, which the Trainer's state names, to its name; files are made anew."""
+    path = checkpoint / TRAINER_STATE_NAME
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if not state.get("best_model_checkpoint"):
+        return
+    state["best_model_checkpoint"] = Path(state["best_model_checkpoint"]).name
+    write_json(path, state)
+    manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    manifest["files"][path.name] = path.stat().st_size
+    write_json(checkpoint / MANIFEST, manifest)
 
 
 def link_or_copy(path: Path, second: Path) -> None:

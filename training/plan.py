@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForSemanticSegmentation, PreTrainedConfig, get_scheduler
 
 from vss_hf.data.labels import VSPW, ClassList
+from vss_hf.data.sources import usual_classes
 from vss_hf.files import write_json
 from vss_hf.inference.processes import is_first
 from vss_hf.modeling.architectures import VIDEO_MODELS
@@ -274,14 +275,15 @@ def per_pass(source: OpenedSource) -> int:
 
 
 def planned_classes(plan: RunPlan, data: DataRecipe, sources: list[OpenedSource]) -> ClassList:
-    """The class list of the data set that is evaluated on; VSPW's where that is not here."""
+    """The class list of the data set that is evaluated on; where that is not here, the one that its kind has."""
     if Path(str(data.root)).is_dir():
         split = open_ground_truth(data.root, data.eval_split, data.source, data.table).split
         check_classes(sources, split)
         return split.classes
-    if data.source != "vspw" and not data.table:
+    classes = VSPW if data.table else usual_classes(data.source)
+    if classes is None:
         plan.notes.append(f"{data.root} is not on this machine: counted with VSPW's {VSPW.num_labels} classes")
-    return VSPW
+    return classes or VSPW
 
 
 def described_samples(recipe: Recipe, config: Any) -> dict[str, Any]:

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from .install import install_advice
+
 
 BRANCHES = ("output", "high-level")
 METHODS = {"tsne": ("sklearn.manifold", "scikit-learn"), "umap": ("umap", "umap-learn")}  # its module, its package
@@ -221,7 +223,7 @@ def embedding_method(method: str, seed: int) -> Callable[[np.ndarray], np.ndarra
     try:
         library = import_module(module)
     except ImportError as error:
-        raise ValueError(f"--method {method} needs {package} ({error}): pip install 'vss-hf[analysis]'") from error
+        raise ValueError(f"--method {method} needs {package} ({error}): {install_advice('analysis')}") from error
     if method == "tsne":
         # A perplexity counts neighbours: more than a third of the samples is refused as meaningless.
         return lambda x: library.TSNE(perplexity=min(30, (len(x) - 1) / 3), random_state=seed).fit_transform(x)

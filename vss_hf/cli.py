@@ -154,16 +154,23 @@ def predict(
 @app.command()
 def card(
     folder: Annotated[Path, typer.Argument(help="Model folder, or one that `vss-hf data parquet` made.")],
-    repo_id: Annotated[str | None, typer.Option(help="Hub repo that the loading example names.")] = None,
+    repo_id: Annotated[
+        str | None, typer.Option(help="owner/name on the Hub, for title and examples; default: the folder's name.")
+    ] = None,
     license: Annotated[str | None, typer.Option(help="Licence of weights or data, e.g. apache-2.0.")] = None,
     license_name: Annotated[str | None, typer.Option(help="With --license other: its name.")] = None,
     license_link: Annotated[str | None, typer.Option(help="With --license other: where it can be read.")] = None,
-    dataset_id: Annotated[str | None, typer.Option(help="Hub id of the data set, if it has one.")] = None,
+    dataset_id: Annotated[
+        str | None, typer.Option(help="Hub id of the data set that was evaluated on, if it has one.")
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Released recipe that the model is of; default: the one that its run recorded.")
     ] = None,
 ) -> None:
-    """Write README.md (the model card) and .eval_results from what the model folder holds; or a data set's card."""
+    """Write the card (README.md) of a model folder, and its .eval_results; or the card of a packed data set.
+
+    All of it comes from the folder's files. Options hold for this card and its pushes; give all of them at once.
+    """
     from vss_hf.hub_cards import write_card, write_dataset_card, write_eval_results
 
     licence = {"license": license, "license_name": license_name, "license_link": license_link}
@@ -257,16 +264,24 @@ def average(
 def push(
     folder: Annotated[Path, typer.Argument(help="Model folder.")],
     repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub.")],
-    public: Annotated[bool, typer.Option("--public", help="For everybody to see; otherwise private.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="For everybody to see; without it a public repository is refused.")
+    ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to; made if it does not exist.")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Propose the change as a pull request instead of pushing it.")
+    ] = False,
     message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
     with_code: Annotated[
-        bool, typer.Option("--with_code", help="Also the code, for trust_remote_code=True without this package.")
+        bool,
+        typer.Option(
+            "--with-code", help="Also the model's code, so that trust_remote_code=True loads it without vss_hf."
+        ),
     ] = False,
 ) -> None:
-    """Upload everything a model folder holds; private by default, and only what changed.
+    """Push everything a model folder holds to the Hub, in one commit; private by default, and only what changed.
 
+    Needs `hf auth login` or HF_TOKEN. In recipe and results, folders of this machine are reduced to their last name.
     After a failure the same command goes on where it stopped.
     """
     from vss_hf.hub_cards import push_folder

@@ -98,7 +98,7 @@ def lines_about(numbers: dict[str, Any]) -> Iterator[str]:
             )
             yield (
                 f"{words}: mean of the diagonal {matrix['mean_diagonal']:.3f} (chance {matrix['chance']:.3f}); "
-                f"most dependent: {pairs}"
+                f"most dependent: {pairs or 'none, there is one class'}"
             )
     if features := numbers.get("features"):
         ratio = features["inter_to_intra"]

@@ -20,6 +20,9 @@ def demo(
         bool, typer.Option("--share", help="Also a public address of Gradio's, for whoever knows it.")
     ] = False,
     max_frames: Annotated[int, typer.Option(min=1, help="Of one video.")] = 600,
+    max_disk: Annotated[
+        float, typer.Option(min=0.01, metavar="GB", help="Of uploads and results of all visitors, half of it each.")
+    ] = 10.0,
     export: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the files of a Space instead; models are Hub ids then.")
     ] = None,
@@ -27,7 +30,8 @@ def demo(
 ) -> None:
     """A page to try a model: upload or record a video, see classes, confidence and flicker, take masks away.
 
-    Needs Gradio: pip install 'vss_hf[demo]'. Ctrl-C ends it and removes what was uploaded.
+    Needs Gradio, the extra `demo`; where it is missing, the command says what installs it. Ctrl-C ends it and removes
+    what was uploaded; what a killed page left, the next one removes.
     """
     from vss_hf.demo.serving import check_gradio, check_port, create_page, serve
     from vss_hf.demo.uploads import Limits
@@ -44,5 +48,6 @@ def demo(
     check_gradio()
     if port is not None:
         check_port(host, port)
-    page = create_page(sources, device=device, limits=Limits(frames=max_frames), video=video)
+    limits = Limits(frames=max_frames, disk_bytes=round(max_disk * 2**30))
+    page = create_page(sources, device=device, limits=limits, video=video)
     serve(page, host, port, share)

@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from .install import install_advice, requirements
 
 
 PACKAGE = "vss_hf"
@@ -104,26 +107,9 @@ def extras() -> list[Finding]:
             continue
         missing = [finding.subject for finding in checked if finding.state != "ok"]
         state = "missing" if missing else "ok"
-        advice = f"for {purpose}" + (f": pip install '{PACKAGE}[{extra}]'" if missing else "")
+        advice = f"for {purpose}" + (f": {install_advice(extra)}" if missing else "")
         found.append(Finding(extra, f"without {', '.join(missing)}" if missing else "complete", state, advice))
     return found
-
-
-def requirements(extra: str | None) -> list[Requirement]:
-    """What the package requires by itself (None), or for one of its extras, on this machine."""
-    try:
-        lines = metadata.requires(PACKAGE) or []
-    except metadata.PackageNotFoundError:
-        return []
-    parsed = [Requirement(line) for line in lines]
-    wanted = {"extra": extra or ""}
-    return [
-        requirement
-        for requirement in parsed
-        if (requirement.marker is None and extra is None)
-        or (requirement.marker is not None and requirement.marker.evaluate(wanted))
-        and ("extra" in str(requirement.marker)) == (extra is not None)
-    ]
 
 
 def check(requirement: Requirement) -> Finding:
@@ -202,8 +188,9 @@ def size_of(folder: Path) -> str:
     for path, _, names in os.walk(folder):
         for name in names:
             file = os.path.join(path, name)
-            if not os.path.islink(file):
-                total += os.path.getsize(file)
+            with suppress(FileNotFoundError):  # another program may clear its cache right now
+                if not os.path.islink(file):
+                    total += os.path.getsize(file)
     return f"{total / 1e9:.1f} GB"
 
 

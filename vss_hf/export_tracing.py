@@ -4,7 +4,8 @@ Swin pads maps by remainders (`8 - height % 8`), and only where there is one. A 
 stage into those of the next, until no expression is ever simplified, and takes the branch of the sample. Here the
 padded size is a rounded quotient, which simplifies, and padding is always an operation, if mostly by 0. Mask2Former
 makes tensors and grids of sizes, and adaptive pooling parts of them, which a tracer takes for constants. Here they are
-computed. The numbers are the same, but for rounding.
+computed. For ONNX, attention and deformable convolution are written with simpler operators. The numbers are the same,
+but for rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,17 +19,21 @@ from transformers.models.mask2former import modeling_mask2former as mask2former
 from transformers.models.maskformer import modeling_maskformer_swin as maskformer_swin
 from transformers.models.swin import modeling_swin as swin
 
+from .modeling import feature_alignment
+
 
 @contextmanager
-def models_of_any_size(plain_attention: bool) -> Iterator[None]:
+def models_of_any_size(plain: bool) -> Iterator[None]:
     """Inside, Swin's three paddings and tensors of sizes are such that every size stays a short expression.
 
     Args:
-        plain_attention: also write attention as products and a softmax, for a format without torch's operator.
+        plain: also write attention as products and a softmax, and deformable convolution as sampling and products,
+            for a format without torch's and torchvision's operators.
     """
     with ExitStack() as stack:
-        if plain_attention:
+        if plain:
             stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attention))
+            stack.enter_context(mock.patch.object(feature_alignment, "deform_conv2d", deformable_conv))
         for name in ("tensor", "as_tensor"):
             stack.enter_context(mock.patch.object(torch, name, tensor_of_sizes(getattr(torch, name))))
         points = mock.patch.object(
@@ -70,6 +75,29 @@ def attention(
         hidden = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, float("-inf")) if hidden else scores + attn_mask
     return scores.softmax(-1) @ value
+
+
+def deformable_conv(
+    features: torch.Tensor,
+    offset: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    padding: tuple[int, int],
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """torchvision's `deform_conv2d` of 3x3 places; ONNX has it from opset 19 on, and few programs run it."""
+    assert weight.shape[-2:] == (3, 3) and padding == (1, 1)
+    height, width = features.shape[-2:]
+    rows = torch.arange(height, device=features.device, dtype=features.dtype)[:, None]
+    columns = torch.arange(width, device=features.device, dtype=features.dtype)
+    output = bias[:, None, None]
+    for place in range(9):
+        y = rows + (place // 3 - 1) + offset[:, 2 * place]  # (B, h, w), pixels
+        x = columns + (place % 3 - 1) + offset[:, 2 * place + 1]
+        grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
+        read = F.grid_sample(features, grid, align_corners=False) * mask[:, place, None]
+        output = output + F.conv2d(read, weight[:, :, place // 3, place % 3, None, None])
+    return output
 
 
 def pooled_to(features: torch.Tensor, output_size: int | tuple[int, int]) -> torch.Tensor:

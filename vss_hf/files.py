@@ -49,7 +49,18 @@ def replacing(path: str | Path, needed: int | None = None) -> Iterator[Path]:
 
 
 def check_new_folder(path: Path) -> None:
-    """Raise a FileExistsError unless `path` is free for `new_folder`: not there, or an empty folder."""
+    """Raise unless `path` is free for `new_folder`: not there, or an empty folder.
+
+    Raises:
+        FileExistsError: it is a file, or holds something.
+        NotADirectoryError: it would be inside a file.
+        ValueError: it is the current folder or another one that nothing can be moved onto.
+    """
+    if path.name in ("", ".."):
+        raise ValueError(f"--out {path}: a new folder needs a name, since it is made beside its place and then moved")
+    inside = next(folder for folder in path.absolute().parents if folder.exists())
+    if not inside.is_dir():
+        raise NotADirectoryError(f"--out {path}: {inside} is no folder")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} is already there and not empty; give another folder to --out, or remove it")
 
@@ -60,7 +71,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         OSError: the disk is full.
+        FileExistsError, NotADirectoryError, ValueError: as `check_new_folder`.
     """
+    check_new_folder(path)
     partial = path.with_name(f"{path.name}.part")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)

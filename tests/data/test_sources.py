@@ -14,7 +14,7 @@ from PIL import Image
 
 from vss_hf.data import VSPW, load_split, open_split
 from vss_hf.data.layouts_videos import _usual_camvid_split
-from vss_hf.data.sources import SOURCES
+from vss_hf.data.sources import SOURCES, usual_classes
 
 
 SIZE = (60, 40)
@@ -76,6 +76,13 @@ def check(opened, tree, names, classes):
         frame = sample["frames"][-1].permute(1, 2, 0).numpy()
         assert np.array_equal(frame, np.array(Image.open(record.image_path).convert("RGB")))
         assert np.abs(frame.astype(int) - drawing.pixels).mean() < 12  # JPEG's loss, but that picture
+
+
+@pytest.mark.parametrize("source", [source for source in SOURCES if source not in ("vspw", "camvid", "folder")])
+def test_classes_are_known_without_the_files(source, tmp_path):
+    make = getattr(trees, f"make_{source.removesuffix('19').removesuffix('59')}")
+    opened = open_split(make(tmp_path, size=SIZE).root, "val", source=source)
+    assert usual_classes(source) == opened.classes
 
 
 def test_own_classes(case):

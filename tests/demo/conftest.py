@@ -9,13 +9,6 @@ from vss_hf.demo.results import Results
 from vss_hf.demo.uploads import Limits, open_upload
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _uploads_go_with_the_tests(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
-        yield
-
-
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """An image model and a video model of the same classes."""

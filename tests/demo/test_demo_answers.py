@@ -13,6 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from vss_hf.demo import answers
+from vss_hf.demo.flicker_plot import flicker_plot
 from vss_hf.demo.kept_scores import kept_scores, load_scores, save_scores, scores_at
 from vss_hf.inference import VideoSegmenter, predict
 from vss_hf.inference.score_maps import DenseScores, LogitScores, MaskScores, WeightedScores
@@ -155,22 +156,26 @@ def test_other_maps_are_not_kept():
 # --- pictures
 
 
-def test_opacity_and_a_single_class(result, models):
+def test_opacity_and_a_single_class(result, models, monkeypatch):
     image, labels = result.image(1), result.labels(1, 0)
     assert (answers.painted(result, 1, 0, 0.0) == image).all()
     assert (answers.painted(result, 1, 0, 0.7) == overlay(image, labels, models.palette, 0.7)).all()
     label = int(labels[20, 31])
-    alone = answers.painted(result, 1, 0, 1.0, only=label)
+    monkeypatch.setattr(result, "only", label)
+    alone = answers.painted(result, 1, 0, 1.0)
     assert (alone[labels == label] == models.palette[label]).all()
     assert (alone[labels != label] == image[labels != label] // 3).all()
 
 
-def test_the_mark_is_around_its_pixel(result):
-    plain, marked = answers.painted(result, 0, 0, 0.5), answers.painted(result, 0, 0, 0.5, mark=(24, 30))
+def test_the_mark_is_around_its_pixel(result, monkeypatch):
+    plain = answers.painted(result, 0, 0, 0.5)
+    monkeypatch.setattr(result, "mark", (24, 30))
+    marked = answers.painted(result, 0, 0, 0.5)
     rows, columns = np.nonzero((plain != marked).any(axis=2))
     assert (rows.min() + rows.max()) / 2 == 24 and (columns.min() + columns.max()) / 2 == 30
     assert (plain[22:27, 28:33] == marked[22:27, 28:33]).all()
-    answers.painted(result, 0, 0, 0.5, mark=(0, 63))  # in a corner
+    monkeypatch.setattr(result, "mark", (0, 63))  # in a corner
+    answers.painted(result, 0, 0, 0.5)
 
 
 def test_large_frames_are_shown_in_whole_steps():
@@ -184,3 +189,27 @@ def test_overlay_video(result, models, tmp_path):
         times = [frame.time for frame in container.decode(video=0)]
     assert path.suffix == ".mp4" and times == pytest.approx([number / 15 for number in range(FRAMES)], abs=1e-3)
     assert told[-1] == (FRAMES, FRAMES)
+
+
+# --- without a mouse, and without colours
+
+
+def test_the_mark_moves_by_steps_and_stays_inside():
+    size = (100, 200)
+    assert answers.moved(size, None, "left") == answers.moved(size, (3, 3), "middle") == (50, 100)
+    assert [answers.moved(size, (50, 100), move) for move in ("left", "right", "up", "down")] == [
+        (50, 96),
+        (50, 104),
+        (46, 100),
+        (54, 100),
+    ]
+    assert answers.moved(size, (1, 199), "up") == (0, 199) and answers.moved(size, (1, 199), "right") == (1, 199)
+
+
+def test_the_plot_says_its_numbers():
+    html = flicker_plot(["<b>one", "two"], [[(1, 0.02), (2, 0.04)], [(1, 0.1), (2, 0.0)]])
+    assert "&lt;b&gt;one: 3.0 % on average, at most 4.0 % (frame 2)" in html
+    assert "two: 5.0 % on average, at most 10.0 % (frame 1)" in html
+    assert 'class="vss-line0" points="0.0,80.0 1000.0,60.0"' in html  # of a scale up to 10 %
+    assert 'class="vss-line1" points="0.0,0.0 1000.0,100.0"' in html
+    assert "No frame has one" in flicker_plot(["one"], [[]])

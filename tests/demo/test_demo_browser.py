@@ -4,6 +4,7 @@ import io
 import os
 import re
 import shutil
+import threading
 import time
 import zipfile
 
@@ -19,7 +20,7 @@ from vss_hf.video_io import read_frames
 
 pytestmark = pytest.mark.slow
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-pytest.importorskip("gradio", reason="pip install 'vss_hf[demo]'")
+pytest.importorskip("gradio", reason="the extra demo is not installed")
 
 FRAMES, HEIGHT, WIDTH = 12, 96, 160
 CHROMIUM = next(
@@ -49,7 +50,7 @@ def page(folders):
     made.address = serving.serve(made, wait=False)
     yield made
     made.blocks.close()
-    made.results.close()
+    made.close()
 
 
 @pytest.fixture
@@ -135,10 +136,10 @@ def test_a_visit(open_tab, page, folders, video, tmp_path, monkeypatch, width, s
 
     # One class alone
     address, _ = picture(tab)
-    row = tab.locator(".vss-class[data-label]").first
+    row = tab.locator(".vss-class[data-choice]").first
     row.click()
     tab.locator('.vss-class[aria-pressed="true"]').wait_for()
-    only = int(tab.locator('.vss-class[aria-pressed="true"]').get_attribute("data-label"))
+    only = int(tab.locator('.vss-class[aria-pressed="true"]').get_attribute("data-choice"))
     others = (np.array(Image.open(io.BytesIO(files["00000003.png"]))) != only) & away
     shown = next_picture(tab, address).astype(int)
     assert np.abs(shown - frames[3] // 3)[others].mean() < np.abs(shown - frames[3])[others].mean()
@@ -161,6 +162,154 @@ def test_a_visit(open_tab, page, folders, video, tmp_path, monkeypatch, width, s
     while result.folder.exists() and time.monotonic() < end:
         time.sleep(0.1)
     assert not result.folder.exists()  # the visitor has left
+
+
+@pytest.fixture
+def held(page, monkeypatch):
+    """The first model waits before each frame for one of these."""
+    segmenter = page.models.segmenters[0]
+    quick, steps = segmenter.score_maps, threading.Semaphore(0)
+
+    def slow(frames):
+        assert steps.acquire(timeout=60)
+        return quick(frames)
+
+    monkeypatch.setattr(segmenter, "score_maps", slow)
+    yield steps
+    steps.release(1000)
+    end = time.monotonic() + 60
+    while page.line._places and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def begin(tab):
+    tab.get_by_role("button", name="Label the video").click()
+
+
+def test_stopping_before_the_first_frame(open_tab, held):
+    tab = open_tab(390, "light")
+    begin(tab)
+    tab.get_by_text("0 of 12 frames").wait_for()
+    tab.get_by_role("button", name="Stop here").click()
+    tab.get_by_text("Stopping …").wait_for()
+    held.release()
+    tab.get_by_text("Stopped before the first frame.").wait_for()
+    assert tab.get_by_role("button", name="Label the video").is_enabled()
+    held.release(100)
+    begin(tab)
+    tab.locator("#masks").wait_for()
+
+
+def test_a_pixel_and_a_reload_while_frames_come(open_tab, page, held):
+    tab = open_tab(1280, "light")
+    begin(tab)
+    held.release(2)
+    tab.get_by_text(re.compile("[12] of 12 frames")).wait_for()
+    tab.locator(".vss-picture img").first.click()
+    tab.locator(".vss-card").first.wait_for()
+    held.release(2)
+    tab.get_by_text(re.compile("[34] of 12 frames")).wait_for()
+    (result,) = page.results._of_visitor.values()
+    assert result.mark is not None and tab.locator(".vss-card").count() == 2
+    tab.reload(wait_until="domcontentloaded")
+    tab.locator("input[type=file]").first.wait_for(state="attached")
+    held.release(100)
+    end = time.monotonic() + 60
+    while (result.folder.exists() or page.line._places) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not result.folder.exists() and not page.results._of_visitor and not page.line._places
+    assert tab.complaints == []
+
+
+def test_two_visitors(open_tab, page, held):
+    first, second = open_tab(390, "dark"), open_tab(1280, "light")
+    begin(first)
+    first.get_by_text("0 of 12 frames").wait_for()
+    begin(second)
+    second.get_by_text("Waiting for 1 other: your turn comes by itself.").wait_for()
+    held.release(100)
+    for tab in (first, second):
+        tab.get_by_text(re.compile("12 frames, ")).wait_for()
+        tab.locator("#masks").wait_for()
+    assert len(page.results._of_visitor) == 2
+
+
+def test_without_a_mouse(open_tab, page):
+    """Everything that answers can be reached with the keyboard, has a name, and keeps the focus."""
+    tab = open_tab(1280, "light")
+    begin(tab)
+    tab.locator("#masks").wait_for()
+    tab.get_by_role("button", name="The one in the middle").focus()
+    tab.keyboard.press("Enter")
+    tab.get_by_text(f"Pixel {WIDTH // 2}, {HEIGHT // 2}").wait_for()
+    tab.get_by_role("button", name="right", exact=True).focus()
+    for step in (1, 2):
+        tab.keyboard.press("Enter")
+        tab.get_by_text(f"Pixel {WIDTH // 2 + step * (WIDTH // 50)}, {HEIGHT // 2}").wait_for()
+        tab.wait_for_function("document.activeElement.getAttribute('aria-label') === 'right'")
+    tab.locator(".vss-class[data-choice]").first.focus()
+    for pressed in ("true", "false"):
+        tab.keyboard.press("Enter")
+        tab.locator(f'.vss-class[data-choice][aria-pressed="{pressed}"]:focus').wait_for()
+    names = set()
+    for _ in range(60):
+        tab.keyboard.press("Tab")
+        names.add(
+            tab.evaluate(
+                "(e => e.getAttribute('aria-label') || e.innerText || e.labels?.[0]?.innerText || e.tagName)"
+                "(document.activeElement)"
+            ).strip()
+        )
+    expected = ["Label the video", "Masks (zip)", "Make the overlay video", "left", "up", "down", "right"]
+    assert set(expected) <= names
+    assert any("Opacity" in name for name in names) and any("Frame" in name for name in names)
+    assert {"INPUT", "VIDEO"}.isdisjoint(names)  # Gradio leaves the frame of a picture without a name
+    drawing = tab.locator("#flicker svg[role=img]")
+    assert drawing.get_attribute("aria-label") == "changed pixels (%) by frame"
+    dashes = [
+        tab.locator(f"#flicker polyline.vss-line{model}").evaluate("e => getComputedStyle(e).strokeDasharray")
+        for model in (0, 1)
+    ]
+    assert dashes[0] == "none" != dashes[1]
+    said = tab.locator("#flicker").inner_text()
+    assert re.search(r"st-ppm: [\d.]+ % on average, at most [\d.]+ % \(frame \d+\)", said)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_of_texts(open_tab, scheme):
+    """The contrast that WCAG asks for (4.5) between the texts of this package's HTML and what is behind them."""
+    tab = open_tab(1280, scheme)
+    begin(tab)
+    tab.locator("#masks").wait_for()
+    tab.locator(".vss-picture img").first.click()
+    tab.locator(".vss-card").first.wait_for()
+    colours = tab.evaluate(
+        """() => {
+        const rgba = text => { const n = text.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
+        const over = (top, below) => [0, 1, 2].map(i => top[3] * top[i] + (1 - top[3]) * below[i]);
+        return [...document.querySelectorAll('[class^=vss-] , .vss-title p')].filter(e => e.innerText).map(e => {
+            let opacity = 1, back = null;
+            for (let at = e; at; at = at.parentElement) {
+                const style = getComputedStyle(at), fill = rgba(style.backgroundColor);
+                if (back === null) opacity *= Number(style.opacity);
+                if (back === null && fill[3] === 1) back = fill.slice(0, 3);
+            }
+            back = back ?? [255, 255, 255];
+            const text = rgba(getComputedStyle(e).color);
+            text[3] *= opacity;
+            return [e.className, over(text, back), back];
+        });
+    }"""
+    )
+
+    def luminance(colour):
+        parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(colour) / 255]
+        return float(np.dot(parts, [0.2126, 0.7152, 0.0722]))
+
+    assert len(colours) > 20
+    for name, text, back in colours:
+        light, dark = sorted([luminance(text), luminance(back)], reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, text, back)
 
 
 def test_stopping(open_tab, page, monkeypatch):

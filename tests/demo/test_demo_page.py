@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -16,11 +17,14 @@ from tiny_models import moving_frames, write_video
 
 from vss_hf.cli import main
 from vss_hf.demo import serving
+from vss_hf.demo.storage import Storage
+from vss_hf.demo.uploads import Limits
 from vss_hf.inference import VideoSegmenter, predict
+from vss_hf.install import install_advice
 
 
-gradio_client = pytest.importorskip("gradio_client", reason="pip install 'vss_hf[demo]'")
-pytest.importorskip("gradio", reason="pip install 'vss_hf[demo]'")
+gradio_client = pytest.importorskip("gradio_client", reason="the extra demo is not installed")
+pytest.importorskip("gradio", reason="the extra demo is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def server(folders):
     address = serving.serve(page, wait=False)
     yield page, address
     page.blocks.close()
-    page.results.close()
+    page.close()
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def test_a_video_comes_back_as_masks(server, client, folders, clip, tmp_path):
     expected = {path.name: path.read_bytes() for path in sorted(tmp_path.glob("*/*.png"))}
     assert members == {f"my_clip/{name}": data for name, data in expected.items()} and len(members) == 5
     shown = " ".join(str(value) for value in last)
-    assert 'data-label="' in shown and "changed pixels (%)" in shown
+    assert 'data-choice="' in shown and "changed pixels (%)" in shown
 
 
 def test_a_picture(client, clip, tmp_path):
@@ -131,7 +135,7 @@ def test_without_gradio(capsys, folders, monkeypatch):
         raise serving.PackageNotFoundError(name)
 
     monkeypatch.setattr(serving, "version", missing)
-    assert "pip install 'vss_hf[demo]'" in failure(capsys, folders[0])
+    assert install_advice("demo") in failure(capsys, folders[0])
     monkeypatch.setattr(serving, "version", lambda name: "5.49.1")
     assert "Gradio 6 or newer, found 5.49.1" in failure(capsys, folders[0])
 
@@ -153,8 +157,8 @@ def test_what_is_no_model_and_no_video(capsys, folders, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_nothing_is_left_when_it_ends(folders, clip, tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_when_it_ends(folders, clip, tmp_path, number, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -167,9 +171,13 @@ def test_nothing_is_left_when_it_ends(folders, clip, tmp_path, number):
         assert "5 frames, " in label(client, clip)[0]
         assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} >= {".mp4", ".zip", ".png", ".npz"}
         process.send_signal(number)
-        assert process.wait(60) == 0
+        assert process.wait(60) == (-signal.SIGKILL if number == signal.SIGKILL else 0)
     finally:
         process.kill()
+    if number == signal.SIGKILL:
+        assert len(list(tmp_path.glob("vss_hf_demo_*/results/*/*.zip"))) == 1
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        Storage(Limits()).close()  # the next page
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 

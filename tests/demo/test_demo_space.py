@@ -22,7 +22,8 @@ def export(out, *words):
 @pytest.mark.parametrize("shared_gpu", [False, True])
 def test_a_space(tmp_path, monkeypatch, words, shared_gpu):
     assert export(tmp_path / "space", *words) == 0
-    assert sorted(path.name for path in (tmp_path / "space").iterdir()) == ["README.md", "app.py", "requirements.txt"]
+    written = sorted(path.name for path in (tmp_path / "space").iterdir())
+    assert written == ["LICENSE", "README.md", "app.py", "requirements.txt", "vss_hf"]
     head = RepoCard.load(tmp_path / "space" / "README.md", ignore_metadata_errors=False).data.to_dict()
     models = [word for word in words if "/" in word]
     assert (head["sdk"], head["app_file"], head["models"]) == ("gradio", "app.py", models)

@@ -71,8 +71,8 @@ def test_safe_names(stem, name):
 
 
 def test_what_a_visitor_leaves_has_a_limit(models, clip, monkeypatch):
-    monkeypatch.setattr("vss_hf.demo.results.SCORES_SHARE", 0.2)
-    results = Results(Limits(result_bytes=40_000))
+    monkeypatch.setattr("vss_hf.demo.results.SCORES_SHARE", 0.3)
+    results = Results(Limits(result_bytes=60_000))
     result = results.begin("a", "clip", len(models.classes), models.palette, None)
     frame = next(labelled_frames(models, open_upload(clip, Limits()), Limits()))
     with pytest.raises(Refused, match="are full after"):
@@ -82,10 +82,10 @@ def test_what_a_visitor_leaves_has_a_limit(models, clip, monkeypatch):
     assert kept[0] == [True, True] and kept[-1] == [False, False]  # frames and label maps go on without scores
     assert result.scores(len(kept) - 1, 0, 0, 0) is None and result.scores(0, 0, 0, 0) is not None
     files = [path for path in result.folder.iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files if path.suffix != ".npz") == result.bytes <= 40_000
+    assert sum(path.stat().st_size for path in files if path.suffix != ".npz") <= result.bytes <= 60_000
     assert len(list(result.folder.glob("*.jpg"))) == len(kept) > 1
     results.close()
-    assert not result.folder.parent.exists()
+    assert not results.storage.folder.exists()
 
 
 def test_the_result_that_nobody_used_for_the_longest_time_goes(models, clip):
@@ -98,7 +98,7 @@ def test_the_result_that_nobody_used_for_the_longest_time_goes(models, clip):
         made[visitor].add(frame)
     assert results.of("a") is made["a"]  # used later than b
     made["c"] = results.begin("c", "clip", len(models.classes), models.palette, None)
-    assert results.of("b") is None and made["b"].stop.is_set() and not made["b"].folder.exists()
+    assert results.of("b") is None and made["b"].stopped and not made["b"].folder.exists()
     assert results.of("a") is made["a"] and made["c"].folder.exists()
     again = results.begin("a", "clip", len(models.classes), models.palette, None)
     assert not made["a"].folder.exists() and again.folder.exists()

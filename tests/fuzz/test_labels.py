@@ -526,7 +526,7 @@ def test_image_processor(fuzz, processor_class):
     )
 
     def check(array, resize, kind):
-        settings = {"do_resize": True, "size": {"shortest_edge": 20}} if resize else {}
+        settings = {"do_resize": True, "size": {"shortest_edge": 40}} if resize else {}
         many = containers(array)
         given = many[kind % len(many)] if kind % len(many) != 1 else array  # a nested list is a list of maps
         features, error = outcome(

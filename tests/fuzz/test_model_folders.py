@@ -436,7 +436,7 @@ def test_auto_classes_name_the_field(fresh, field, value, message):
         ("image_std", [-1.0, 1.0, 1.0]), ("rescale_factor", "x"), ("rescale_factor", math.nan), ("rescale_factor", 0),
         ("do_resize", "no"),
         ("do_normalize", 1.5), ("size", {"shortest_edge": 0}), ("size", {"shortest_edge": "48"}), ("size", {}),
-        ("size", {"shortest_edge": 10**6}), ("resample", "bilinear"),
+        ("size", {"shortest_edge": 10**6}), ("size", {"shortest_edge": 31}), ("resample", "bilinear"),
         ("resample", 99), ("image_meen", [0.1, 0.2, 0.3]), ("siz", {"shortest_edge": 48}),
     ],
 )  # fmt: skip

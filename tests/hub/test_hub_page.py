@@ -10,12 +10,14 @@ from pathlib import Path
 
 import make_tree
 import pytest
+from packaging.requirements import InvalidRequirement, Requirement
 
 from vss_hf.cli import main
 
 
 PAGE = Path(__file__).parents[2] / "docs/hub.md"
 BLOCK = re.compile(r"```(bash|python)\n(.*?)```", re.DOTALL)
+ON_AN_INDEX = {"torch", "torchvision", "transformers", "timm", "datasets"}
 
 
 def test_the_page(hub, folder, tmp_path, monkeypatch, capsys):
@@ -50,3 +52,20 @@ def test_the_page(hub, folder, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "my_space/app.py").is_file()
     assert "](confusion.png)" in (tmp_path / "demo/demo-ocrnet/model/README.md").read_text(encoding="utf-8")
     assert hub.seen("POST /api/datasets/alice/sample-videos/commit/")
+
+    cards = [hub.files(name, kind=kind)["README.md"].decode() for kind, name in hub.repos]
+    cards.append((tmp_path / "my_space/README.md").read_text())
+    assert len(cards) == 5 and all(map(installed, cards))
+
+
+def installed(card):
+    """The distributions that a card's `pip install` lines name, all of which must be had by anybody."""
+    lines = re.findall(r"pip install ([^\n`]+)", card)
+    for word in (word for line in lines for word in shlex.split(line, comments=True)):
+        try:
+            requirement = Requirement(word)
+        except InvalidRequirement:
+            assert word.startswith(".") or word == "-r", word  # a copy of the source, or of a Space (test_space.py)
+        else:
+            assert requirement.url or requirement.name in {*ON_AN_INDEX, "requirements.txt"}, word
+    return lines

@@ -504,6 +504,11 @@ def test_a_file_that_changes_meanwhile(hub, folder):
 # --- the command, in processes of its own
 
 
+def test_the_card_command_says_nothing_else(command, folder):
+    result = command("card", folder, "--license", "mit")
+    assert (result.code, result.out, result.err) == (0, f"{folder / 'README.md'}\n", "")
+
+
 def test_command(command, server, folder):
     done = command("push", folder, NAME)
     assert (done.code, done.err) == (0, "")

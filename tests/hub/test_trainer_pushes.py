@@ -50,10 +50,11 @@ def snapshots(hub) -> list[tuple[str, set[str]]]:
     return found[::-1][1:]
 
 
-def everything_sent(hub) -> set[str]:
-    """Names of all files in all commits, without folders."""
+def everything_sent(hub) -> list[tuple[str, bytes]]:
+    """Names, without folders, and contents of all files in all commits."""
     commits = [commit for repo in hub.repos.values() for commit in repo.commits.values()]
-    return {path.split("/")[-1] for commit in commits for path in commit.tree}
+    entries = [item for commit in commits for item in commit.tree.items()]
+    return [(path.split("/")[-1], hub.storage[e.sha256] if e.sha256 else e.content) for path, e in entries]
 
 
 def no_leftovers(output_dir) -> bool:
@@ -77,10 +78,20 @@ def test_strategies(hub, data, tmp_path, strategy):
     assert [message for message, _ in commits] == ([] if strategy == "end" else saves) + ["End of training"]
     assert hub.repo(NAME).private is True
 
-    # The last one is the model folder, which is also here.
+    # The last one is the model folder, which is also here. Only there the recipe names folders of this machine.
     final = hub.files(NAME)
     checkpoints = {name for name in final if name.startswith(("checkpoint-", "last-checkpoint"))}
-    assert {name: data for name, data in final.items() if name not in checkpoints} == contents(folder)
+    recipe = final["training_recipe.yaml"]
+    here = {**contents(folder), "training_recipe.yaml": recipe}
+    assert {name: data for name, data in final.items() if name not in checkpoints} == here
+    assert not [name for name, content in everything_sent(hub) if tmp_path.name.encode() in content]
+    assert str(tmp_path) in (folder / "training_recipe.yaml").read_text()
+    (tmp_path / "pulled.yaml").write_bytes(recipe)
+    pulled, own = (load_recipe(path).to_dict() for path in (tmp_path / "pulled.yaml", folder / "training_recipe.yaml"))
+    assert (pulled["data"]["root"], pulled["training"]["output_dir"]) == ("data", "tiny-run")
+    for section, field, value in (("data", "root", str(data)), ("training", "output_dir", str(tmp_path / "tiny-run"))):
+        pulled[section][field] = value
+    assert pulled == own
     assert set(contents(folder)) == MODEL | REPORTS
     # What goes up on the way is the same, as far as it exists.
     for message, paths in commits[:-1]:
@@ -91,7 +102,7 @@ def test_strategies(hub, data, tmp_path, strategy):
     for name in where:
         assert {f"{name}/{file}" for file in ("optimizer.pt", "trainer_state.json", "ema.safetensors")} <= checkpoints
 
-    assert "training_args.bin" not in everything_sent(hub)
+    assert "training_args.bin" not in dict(everything_sent(hub))
     assert not [name for name, content in final.items() if token.encode() in content]
     assert "hub_token" not in (folder / "training_recipe.yaml").read_text()
     assert no_leftovers(tmp_path / "tiny-run")
@@ -147,9 +158,7 @@ def test_a_run_goes_on_from_the_pushed_checkpoint(hub, data, tmp_path):
             path.write_bytes(content)
     settings = {"push_to_hub": False, "lr_scheduler_type": "constant"}
     unbroken = run(tmp_path, data, output_dir=str(tmp_path / "unbroken"), **settings)
-    resumed = run(
-        tmp_path, data, output_dir=str(tmp_path / "resumed"), resume_from_checkpoint=str(pulled), **settings
-    )
+    resumed = run(tmp_path, data, output_dir=str(tmp_path / "resumed"), resume_from_checkpoint=str(pulled), **settings)
     assert (resumed / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
 
 
@@ -163,7 +172,8 @@ def test_a_failure_on_the_way_does_not_stop_the_training(hub, data, tmp_path, ca
     assert len(told) == 2 and "step 2 was not pushed to alice/tiny-run, the training goes on: sending" in told[0]
     assert "the Hub answered 500 after 6 tries" in told[0]
     assert [message for message, _ in snapshots(hub)] == ["End of training"]
-    assert hub.files(NAME) == contents(folder)
+    there = hub.files(NAME)
+    assert there == {**contents(folder), "training_recipe.yaml": there["training_recipe.yaml"]}
     assert no_leftovers(tmp_path / "tiny-run")
 
 
@@ -212,7 +222,8 @@ def test_two_processes(hub, data, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert [message for message, _ in snapshots(hub)][-1] == "End of training" and len(snapshots(hub)) == 3
     final = {name: data for name, data in hub.files(NAME).items() if not name.startswith("last-checkpoint")}
-    assert final == contents(tmp_path / "tiny-run" / "model") and set(final) == MODEL | REPORTS
+    here = {**contents(tmp_path / "tiny-run" / "model"), "training_recipe.yaml": final["training_recipe.yaml"]}
+    assert final == here and set(final) == MODEL | REPORTS
     assert f"{hub.url}/{NAME}" in done.stdout
 
 

@@ -155,7 +155,7 @@ def test_architecture_comes_from_config_and_weights(full_folder):
     assert "one of 5 classes" in text
     assert "`swin`, embedding width 96, depths 2-2-6-2" in text
     assert "strides 8, 16, 32; the logits have stride 8" in text
-    assert "(105)" in text  # 3 * 5 * 7: neither statistics nor counters
+    assert "105 parameters." in text  # 3 * 5 * 7: neither statistics nor counters
     assert count_parameters(full_folder) == 105
     assert "](overlay.jpg)" in text and "training_curve.png" not in text
     (full_folder / "training_curve.png").write_bytes(b"")
@@ -400,6 +400,9 @@ def test_a_failure_leaves_the_old_card(full_folder, monkeypatch):
 def test_errors_name_the_file(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match=f"no config.json in {tmp_path}"):
         write_card(tmp_path)
+    (folder / "eval_results.json").write_bytes((folder / "config.json").read_bytes())  # no scores, no data set
+    with pytest.raises(ValueError, match="eval_results.json: .*dataset=None, expected the data set's name"):
+        write_card(folder)
     (folder / "eval_results.json").write_text("{")
     with pytest.raises(ValueError, match="eval_results.json cannot be read"):
         write_card(folder)
@@ -437,7 +440,7 @@ def test_the_code_in_the_card_runs(tmp_path):
     VSSImageProcessor().save_pretrained(folder)
     Image.effect_noise((77, 45), 60).save(tmp_path / "frame.jpg")
     text = write_card(folder).read_text()
-    assert f"({sum(p.numel() for p in model.parameters()):,})" in text  # the count in the card is the model's own
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in text  # its own count
 
     classes, shape = run_code(text, tmp_path)[-2:]
     assert set(eval(classes)) <= set(names.values())

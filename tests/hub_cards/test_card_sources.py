@@ -76,6 +76,8 @@ def test_licence_follows_from_the_data():
     assert SOURCES["ustc/swin-480"].licence()["license_link"] == TERMS["vspw"].link
     assert SOURCES["camvid-ocrnet"].licence()["license_name"] == TERMS["camvid"].licence
     assert SOURCES["demo-ocrnet"].licence() == {"license": "apache-2.0"}
+    several = SOURCES["betterthing/volo-d5-unet-480-ade20k-cityscapes"].licence()
+    assert several["license_name"] == "vspw-research-only-and-ade20k-terms-and-cityscapes-terms"
 
 
 def test_table_in_the_docs():
@@ -122,7 +124,9 @@ def test_card_of_a_released_recipe(folder):
     head, text = card.data, card.text
     source = SOURCES[COCO]
     assert head.model_name == source.title and f"# {source.title}" in text
-    assert (head.license, head.license_name) == ("other", "vspw-research-only")
+    assert (head.license, head.license_name) == ("other", "vspw-research-only-and-coco-terms")
+    licence = text.split("## Licence")[1]
+    assert all(f"[{TERMS[key].licence}]({TERMS[key].link})" in licence for key in ("vspw", "coco_stuff"))
     assert "Nobody has stated a licence of these weights." in text
     assert TERMS["coco_stuff"].of_models in text  # not recorded as data of the last stage
     assert "with other settings than it ships with: `max_steps: 2`, `model.init_from: y`." in text
@@ -206,3 +210,10 @@ def test_snippet_without_the_package(folder, with_code):
             "AutoModelForSemanticSegmentation.from_pretrained(source, trust_remote_code=True)"
             in (folder / "README.md").read_text()
         )
+
+
+def test_the_page_says_where_each_licence_stands():
+    lines = PAGE.read_text(encoding="utf-8").split("## Licences of weights")[1].split("\n## ")[0].splitlines()
+    for terms in TERMS.values():
+        (line,) = [line for line in lines if line.startswith(f"| {terms.name} |")]
+        assert f"| `{terms.licence}` |" in line and f"| <{terms.link}> |" in line

@@ -328,6 +328,8 @@ ONE = {**RESNET, "out_features": ["stage4"]}
         (NONE | dict(output_stride=4), "output_stride=4 with upsampler='none'"),
         (dict(guidance=False, stop_gradient=True), "stop_gradient=True with guidance=False: .* nothing before"),
         (dict(auxiliary_loss_weight=0.0), "auxiliary_loss_weight=0.* nothing before the upsampler would"),
+        (dict(guidance=False, auxiliary_loss_weight=0.7), "auxiliary_loss_weight=0.7 with guidance=False.*no auxil"),
+        (NONE | dict(auxiliary_loss_weight=0.7), "auxiliary_loss_weight=0.7 with .*'cae': there is no auxiliary loss"),
         (dict(upsampler="upernet", output_stride=2), "output_stride=2 with upsampler='upernet': it ends at"),
         (dict(upsampler="deeplabv3plus", output_stride=2), "output_stride=2 with upsampler='deeplabv3plus'"),
         (dict(backbone_config=DILATED), r"'usfpn'.*4 maps, of strides \[4, 8, 8, 8\].*dilated backbone takes 'none'"),
@@ -368,6 +370,8 @@ def test_what_is_left_out_follows_from_the_upsampler():
     assert told(guidance=False) == (False, False, True, 4, 0.4)
     assert told(stop_gradient=False, axial_attention=False) == (True, False, False, 4, 1.0)
     assert told(upsampler="none") == (False, False, False, None, 0.4)
+    assert told(guidance=False, extra_encoding="ocr", auxiliary_loss_weight=0.7)[4] == 0.7
+    assert told(guidance=False, auxiliary_loss_weight=0.0)[4] == 0.0
     # widths that nothing has are not compared
     assert told(extra_encoding="identity", axial_attention=False, key_channels=64)[0]
 

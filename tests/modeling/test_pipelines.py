@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,16 @@ from PIL import Image
 from test_every_architecture import NAMES, build
 from tiny_video_models import TINY as VIDEO
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation, pipeline
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    pipeline,
+)
 
 import vss_hf  # noqa: F401
 from vss_hf.inference import VideoSegmenter
@@ -93,10 +103,76 @@ def test_arguments_as_everywhere_in_transformers(model_type, tmp_path):
     half = pipeline("image-segmentation", model=folder, dtype="bfloat16")
     assert half.model.dtype == torch.bfloat16
     assert np.mean(as_labels(half(images[0])) == expected[0]) > 0.8
-    odd = [picture(33, 90), picture(64, 64)]  # one after the other, sizes may differ
-    assert [result[0]["mask"].size for result in half(odd)] == [(90, 33), (64, 64)]
-    with pytest.raises(ValueError, match="Subtask panoptic is not supported"):
-        half(images[0], subtask="panoptic")
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Three of one size."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return picture(48, 64, index)
+
+
+ODD = [picture(33, 90), picture(64, 64)]
+CALLS = {
+    "picture": lambda segment: segment(Pictures()[0]),
+    "list": lambda segment: segment([Pictures()[0], Pictures()[1]]),
+    "generator": lambda segment: [*segment(Pictures()[i] for i in range(2))],
+    "dataset": lambda segment: [*segment(Pictures(), batch_size=2)],
+    "workers": lambda segment: [*segment(Pictures(), num_workers=1)],
+    "array": lambda segment: segment(np.asarray(Pictures()[0])),
+    "nothing": lambda segment: segment(None),
+    "other sizes": lambda segment: segment(ODD),
+    "a batch of other sizes": lambda segment: segment(ODD, batch_size=2),
+    "semantic": lambda segment: segment(ODD[0], subtask="semantic"),
+    "instance": lambda segment: segment(ODD[0], subtask="instance"),
+    "panoptic": lambda segment: segment(ODD[0], subtask="panoptic"),
+    "threshold": lambda segment: segment(ODD[0], threshold=2.0, mask_threshold=2.0, overlap_mask_area_threshold=2.0),
+}
+
+
+@pytest.fixture(scope="module")
+def segformer(tmp_path_factory):
+    """A model of transformers with its processor, which keeps sizes."""
+    folder = tmp_path_factory.mktemp("segformer")
+    sizes = dict(hidden_sizes=[8] * 4, depths=[1] * 4, decoder_hidden_size=8, id2label=dict(enumerate(NAMES)))
+    SegformerForSemanticSegmentation(SegformerConfig(**sizes)).save_pretrained(folder)
+    SegformerImageProcessor(do_resize=False).save_pretrained(folder)
+    return str(folder)
+
+
+def outcome(call, *arguments):
+    """What a call gives, without the classes that it finds: keys and sizes; or what it raises, without our names."""
+    try:
+        result = call(*arguments)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return type(error), re.sub("<class .*>", "", str(error))
+    several = result if isinstance(result[0], list) else [result]
+    return type(result[0]), [
+        (set(one[0]), one[0]["score"], one[0]["mask"].size, one[0]["mask"].mode) for one in several
+    ]
+
+
+@pytest.mark.parametrize("model_type", ["vss_upernet", pytest.param("vss_mask2former", marks=pytest.mark.slow)])
+def test_calls_end_as_those_of_a_model_of_transformers(model_type, segformer, tmp_path):
+    folders = save(model_type, tmp_path), segformer
+    ours, theirs = (pipeline("image-segmentation", model=folder) for folder in folders)
+    for name, call in CALLS.items():
+        assert outcome(call, ours) == outcome(call, theirs), name
+    for device in ("cuda:77", "nowhere"):
+        ends = [outcome(lambda one, to: pipeline("image-segmentation", one, device=to), f, device) for f in folders]
+        assert ends[0] == ends[1] and ends[0][0] is RuntimeError, device
+
+
+def test_a_batch_of_other_sizes(tmp_path):
+    """Where the processor resizes to one size, as docs/video.md has it; masks have each picture's own."""
+    folder = save("vss_upernet", tmp_path)
+    same = AutoImageProcessor.from_pretrained(folder, do_resize=True, size={"height": 64, "width": 96})
+    segment = pipeline("image-segmentation", model=folder, image_processor=same)
+    for results in (segment(ODD, batch_size=2), segment(ODD)):
+        assert [{part["mask"].size for part in result} for result in results] == [{(90, 33)}, {(64, 64)}]
 
 
 @pytest.mark.parametrize("model_type", [*MODELS, *VIDEO_MODELS])

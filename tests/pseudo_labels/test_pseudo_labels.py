@@ -339,6 +339,7 @@ def test_a_video_model_sees_all_frames(tmp_path):
 # --- going on
 
 
+@pytest.mark.slow  # test_finished_videos.py kills what it is built on
 def test_killed_anywhere_and_shared_it_comes_to_the_same_files(data, tmp_path):
     check_kills(data, tmp_path, stride=17)
 

@@ -7,27 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import report_data
 from report_data import EVIL, NAMES, VIDEOS, Page, write
 
 from vss_hf.cli import main
 from vss_hf.scoring import Report, score_predictions
 from vss_hf.scoring.report_page import PLOT_POINTS, plot, worst_videos
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return report_data.make_data(tmp_path_factory.mktemp("report_data"))
-
-
-@pytest.fixture(scope="module")
-def made(data, tmp_path_factory):
-    return report_data.make_report(data[0], tmp_path_factory.mktemp("reports") / "report")
-
-
-@pytest.fixture(scope="module")
-def page(made):
-    return Page(made[0] / "index.html")
 
 
 def as_text(value):

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import report_data
 import tiny_models
 from PIL import Image
 from report_data import SIZE, Page, write
@@ -16,21 +15,6 @@ from vss_hf.scoring.ground_truth import open_ground_truth
 from vss_hf.scoring.report_frames import KeptFrames
 from vss_hf.scoring.report_pictures import BLUE, DARK, ORANGE, PALE, RED, VIOLET
 from vss_hf.scoring.video_scores import LabelledFrame
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return report_data.make_data(tmp_path_factory.mktemp("report_data"))
-
-
-@pytest.fixture(scope="module")
-def made(data, tmp_path_factory):
-    return report_data.make_report(data[0], tmp_path_factory.mktemp("reports") / "report")
-
-
-@pytest.fixture(scope="module")
-def page(made):
-    return Page(made[0] / "index.html")
 
 
 # --- which frames

@@ -15,11 +15,11 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
 import torch
+from killed_processes import fork, kill_at_file_operation
 from safetensors.torch import load_file, save_file
 from tiny import make_trainer, mixed_data, state_of, tiny_model, training_data
 from torchvision.transforms import v2  # noqa: F401  (the forks shall not have to import it)
@@ -60,37 +60,6 @@ def run(root: Path, folder: Path, streaming: bool, workers: int, mixed: bool) ->
     tensors["best"] = torch.tensor(trainer.state.best_metric or -1.0, dtype=torch.float64)
     save_file(tensors, folder / "end.part")
     os.replace(folder / "end.part", folder / "end.safetensors")
-
-
-def kill_at_file_operation(folder: Path, number: int) -> None:
-    """This process ends itself, as SIGKILL would, before its `number`-th change of a file in the run's folder."""
-    left = [number]
-
-    def hook(event: str, arguments: tuple) -> None:
-        writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-        if not writes and event not in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"):
-            return
-        # A folder is removed through descriptors, with names alone.
-        if event in ("os.remove", "os.rmdir") or str(folder) in str(arguments[0]):
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
-
-
-def fork(action) -> int:
-    """Do something in a fork; returns its process id."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            action()
-            code = 0
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    return pid
 
 
 def ended(pid: int, wait: bool) -> int | None:

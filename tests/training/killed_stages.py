@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import torch
-from killed_runs import ended, fork, kill_at_file_operation
+from killed_processes import fork, kill_at_file_operation
+from killed_runs import ended
 
 from vss_hf.training.run import main
 

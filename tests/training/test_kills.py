@@ -30,7 +30,7 @@ def killed_runs(root, folder, moment, kills, streaming=False, workers=0, mixed=F
     options = {"kills": kills, "streaming": int(streaming), "workers": workers, "mixed": int(mixed)}
     options |= {"seed": seed, "stride": stride}
     command += [word for name, value in options.items() for word in (f"--{name}", value)]
-    path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
+    path = os.pathsep.join(str(folder) for folder in Path(__file__).parents[:3])
     log = folder / "log.txt"
     with open(log, "w") as output:
         process = subprocess.Popen(

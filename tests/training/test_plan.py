@@ -362,6 +362,21 @@ def test_shipped_recipes_have_a_plan(name):
         assert plan.groups or any("not on this machine" in note for note in plan.notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("hfgd/pascal-usfpn-cae-hfgm", 59),
+        ("hfgd/cityscapes-usfpn-cae-hfgm", 19),
+        ("hfgd/ade20k-convnext", 150),
+        ("hfgd/coco-stuff-10k-convnext", 171),
+        ("demo-ocrnet", 124),
+    ],
+)
+def test_classes_without_data_are_those_of_its_kind(name, number):
+    (plan,) = make_plans(name, ["--data.root", "path/to/data"], 8, memory=False)
+    assert plan.model["num_labels"] == number and not any("VSPW's" in note for note in plan.notes)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_recipes_have_an_estimate(name):

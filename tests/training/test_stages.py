@@ -215,7 +215,8 @@ def test_what_is_resumed(three, tmp_path):
     assert recorder.recipes[0][0].training.resume_from_checkpoint is True  # so that a wrong folder is noticed
 
 
-@pytest.mark.parametrize("operation", [25, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", [5, 25])
 def test_killed_in_the_second_stage(root, done, tmp_path, operation):
     """Between its checkpoints, or before the first one; the first stage is not trained again."""
     recipe, out = done
@@ -223,7 +224,7 @@ def test_killed_in_the_second_stage(root, done, tmp_path, operation):
     before = states(tmp_path / "out" / "one")
     here = Path(killed_runs_file).parent
     command = [sys.executable, here / "killed_stages.py", recipe, tmp_path / "out", str(operation)]
-    path = os.pathsep.join([str(here.parents[1]), str(here)])
+    path = os.pathsep.join(str(folder) for folder in (here, *here.parents[:2]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr[-4000:]

@@ -286,7 +286,7 @@ def test_words_for_no_memory():
     ("side", "message"),
     [
         (320, "out of memory in step 1 with input (32, 3, 320, 320)"),
-        (1280, "out of memory while batches are put together"),  # 600 MB of pixels, 400 MB of labels
+        pytest.param(1280, "out of memory while batches are put together", marks=pytest.mark.slow),  # 1 GB of input
     ],
 )
 def test_out_of_memory_says_what_to_turn_down(root, tmp_path, side, message):

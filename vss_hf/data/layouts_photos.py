@@ -63,7 +63,7 @@ def open_coco_stuff(root: Path, split: str) -> LabelledSplit:
     else:  # COCO's own archives, unpacked beside each other
         images, found = root, [name for name in ("train2017", "val2017", "test2017") if (root / name).is_dir()]
     split = named_split(split, found, images, {"train": "train2017", "val": "val2017"})
-    classes, ids = _coco_classes()
+    classes, ids = coco_classes()
     files = find_images(images / split)
     if split.startswith("test"):
         return _unlabelled(root, split, classes, "coco_stuff", files)
@@ -89,7 +89,7 @@ def open_coco_stuff10k(root: Path, split: str) -> LabelledSplit:
     converted = set(subfolders(annotations))
     usual = {"val": "test"} if matrices else {"train": "train2014", "test": "test2014", "val": "test2014"}
     split = named_split(split, converted | (set(lists) if matrices else set()), root, usual)
-    classes, ids = _coco_classes()
+    classes, ids = coco_classes()
     if split in converted:
         masks = list_files(annotations / split, (TRAIN_IDS,))
         files = find_images(images / split)
@@ -104,7 +104,7 @@ def open_coco_stuff10k(root: Path, split: str) -> LabelledSplit:
     return LabelledSplit(root, split, classes, reader, videos, "coco_stuff10k")
 
 
-def _coco_classes() -> tuple[ClassList, list[int]]:
+def coco_classes() -> tuple[ClassList, list[int]]:
     """The 171 classes and their ids 1..182, of which 11 are not used."""
     rows = [(coco_id, name) for coco_id, name in source_names("coco_stuff") if coco_id > 0]
     return class_list(name for _, name in rows), [coco_id for coco_id, _ in rows]
@@ -119,13 +119,18 @@ def open_ade20k(root: Path, split: str) -> LabelledSplit:
     usual = {"train": "training", "val": "validation", "test": "testing"}
     split = named_split(split, subfolders(home / "images"), home / "images", usual)
     rows = source_names("ade20k")
-    classes = class_list(name for _, name in rows)
+    classes = ade20k_classes()
     files = find_images(home / "images" / split)
     if split.startswith("test") and not (home / "annotations" / split).is_dir():
         return _unlabelled(home, split, classes, "ade20k", files)
     place = find_folder(home, (f"annotations/{split}",), ADE20K)
     reader = LabelReader(lookup_table({value: i for i, (value, _) in enumerate(rows)}))
     return LabelledSplit(home, split, classes, reader, still_images(files, list_files(place, PNG), place), "ade20k")
+
+
+def ade20k_classes() -> ClassList:
+    """SceneParse150's classes."""
+    return class_list(name for _, name in source_names("ade20k"))
 
 
 # --- Pascal Context
@@ -152,10 +157,15 @@ def _pascal_context(root: Path, split: str, source: str) -> LabelledSplit:
     files = chosen(find_images(images), names, lists[split], images)
     wanted = set(names)  # the folder holds the masks of all splits
     masks = {name: path for name, path in list_files(place, PNG).items() if name in wanted}
-    rows = [(value, name) for value, name in source_names("pascal_context") if value > 0 or source == "pascal_context"]
-    reader = LabelReader(lookup_table({value: i for i, (value, _) in enumerate(rows)}))
-    classes = class_list(name for _, name in rows)
+    classes, values = pascal_context_classes(source)
+    reader = LabelReader(lookup_table({value: i for i, value in enumerate(values)}))
     return LabelledSplit(home, split, classes, reader, still_images(files, masks, place), source)
+
+
+def pascal_context_classes(source: str) -> tuple[ClassList, list[int]]:
+    """The classes of "pascal_context" or "pascal_context59", and their values in masks."""
+    rows = [(value, name) for value, name in source_names("pascal_context") if value > 0 or source == "pascal_context"]
+    return class_list(name for _, name in rows), [value for value, _ in rows]
 
 
 # --- plain folders

@@ -95,13 +95,18 @@ def _cityscapes(root: Path, split: str, source: str) -> LabelledSplit:
         files |= list_files(images / split / city, ("_leftimg8bit.png",))
         ids |= list_files(place / city, ("_gtfine_labelids.png",))
         train_ids |= list_files(place / city, ("_gtfine_labeltrainids.png",))
-    name_of = dict(source_names("cityscapes"))
-    benchmark = source == "cityscapes19" or not ids
-    kept = BENCHMARK_IDS if benchmark else [i for i in name_of if i >= FIRST_CITYSCAPES_CLASS]
+    classes, kept = cityscapes_classes(benchmark=source == "cityscapes19" or not ids)
     values = kept if ids else range(len(kept))
     reader = LabelReader(lookup_table({value: label for label, value in enumerate(values)}))
     videos = still_images(files, ids or train_ids, place)
-    return LabelledSplit(root, split, class_list(name_of[i] for i in kept), reader, videos, source)
+    return LabelledSplit(root, split, classes, reader, videos, source)
+
+
+def cityscapes_classes(benchmark: bool) -> tuple[ClassList, list[int]]:
+    """The benchmark's 19 classes or all 28, and their ids."""
+    name_of = dict(source_names("cityscapes"))
+    kept = BENCHMARK_IDS if benchmark else [i for i in name_of if i >= FIRST_CITYSCAPES_CLASS]
+    return class_list(name_of[i] for i in kept), list(kept)
 
 
 # --- VIPSeg

@@ -14,35 +14,31 @@ from vss_hf.visualize import IGNORE, overlay
 
 from .labelling import DemoModels
 from .results import Result
-from .uploads import safe_name
+from .uploads import Refused, safe_name
 
 
 SIDE = 1280  # pixels of the longer side of a picture on the page: more is only slower
 FRAME_RATE = 15.0  # of videos that do not tell theirs
 NEXT_BEST = 3
-PICTURES = 16  # files of pictures for the page, used in turn
+PICTURES = 32  # for the page, kept at a time
+FRAMES_BETWEEN_LOOKS = 25  # at how much an overlay video takes
+STEPS = 50  # of the marked pixel across the longer side
 RING = 9  # radius of the mark around a pixel, in pixels of the page's picture
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
-def painted(
-    result: Result,
-    number: int,
-    model: int,
-    alpha: float,
-    only: int | None = None,
-    mark: tuple[int, int] | None = None,
-) -> np.ndarray:
+def painted(result: Result, number: int, model: int, alpha: float) -> np.ndarray:
     """A frame with its classes painted over it, uint8 (H, W, 3), at most `SIDE` pixels long.
+
+    The class that the visitor chose is painted alone, the others darkened; a ring is around the chosen pixel.
 
     Args:
         result: that holds it.
         number: of the frame.
         model: whose labels.
         alpha: strength of the colours, 0..1.
-        only: paint this class alone, and darken the others.
-        mark: (y, x) of a pixel to put a ring around.
     """
+    only, mark = result.only, result.mark
     image, labels = result.image(number), result.labels(number, model)
     step = shrink(labels.shape)
     image, labels = image[::step, ::step].copy(), labels[::step, ::step].copy()
@@ -59,10 +55,12 @@ def painted(
 def page_file(result: Result, picture: np.ndarray) -> Path:
     """A JPEG for the page with colours at full resolution: edges between classes stay sharp.
 
-    The file is used at once; a later one takes its place.
+    Each has its own name, so that browsers ask for it; the one `PICTURES` before goes.
     """
-    path = result.folder / f"shown{next(result.pictures_shown) % PICTURES}.jpg"
+    number = next(result.pictures_shown)
+    path = result.folder / f"shown{number}.jpg"
     Image.fromarray(picture).save(path, format="JPEG", quality=88, subsampling=0)
+    (result.folder / f"shown{number - PICTURES}.jpg").unlink(missing_ok=True)
     return path
 
 
@@ -139,6 +137,22 @@ def at_pixel(result: Result, number: int, y: int, x: int) -> list[PixelAnswer]:
     return answers
 
 
+def moved(size: tuple[int, int], mark: tuple[int, int] | None, move: str) -> tuple[int, int]:
+    """The (y, x) of the pixel a step "left", "right", "up" or "down" of a marked one; without one, in the middle.
+
+    Args:
+        size: (height, width) of the frame.
+        mark: the marked pixel, or None.
+        move: which way; anything else: to the middle.
+    """
+    down, right = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}.get(move, (None, None))
+    if mark is None or down is None or right is None:
+        return size[0] // 2, size[1] // 2
+    step = max(1, max(size) // STEPS)
+    y, x = mark[0] + step * down, mark[1] + step * right
+    return min(max(y, 0), size[0] - 1), min(max(x, 0), size[1] - 1)
+
+
 def flicker(result: Result, model: int) -> list[tuple[int, float]]:
     """(number, share of pixels whose class differs from the frame before) of each frame that has one before it."""
     pairs = ((number, frame.changed[model]) for number, frame in enumerate(result.frames))
@@ -189,11 +203,20 @@ def write_overlay(
         alpha: strength of the colours, 0..1.
         base: path without the suffix.
         progress: called with the number of frames painted and of all.
+
+    Raises:
+        Refused: it becomes larger than there is room.
     """
     painter = FramePainter(models.classes, models.palette, "side-by-side", alpha)
-    with OverlayWriter(base, painter, result.rate or FRAME_RATE) as writer:
-        for number, frame in enumerate(result.frames):
-            writer.add(result.image(number), result.labels(number, model), frame.time, frame.name)
-            progress(number + 1, len(result.frames))
+    try:
+        with OverlayWriter(base, painter, result.rate or FRAME_RATE) as writer:
+            for number, frame in enumerate(result.frames):
+                writer.add(result.image(number), result.labels(number, model), frame.time, frame.name)
+                if number % FRAMES_BETWEEN_LOOKS == FRAMES_BETWEEN_LOOKS - 1:
+                    result.check_room()
+                progress(number + 1, len(result.frames))
+    except Refused:
+        base.with_name(f"{base.name}.mp4").unlink(missing_ok=True)
+        raise
     assert writer.path is not None  # there was a frame
     return writer.path

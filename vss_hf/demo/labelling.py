@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from vss_hf.video_io import FrameSource
 
 from .kept_scores import Arrays, kept_scores
 from .uploads import Limits, Refused, check_size
+
+
+STOP = "stop"  # file in the folder of a result whose labelling is to end
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,17 @@ def class_difference(first: list[str], second: list[str]) -> str:
     return f"its class {number} is {second[number]!r} instead of {first[number]!r}"
 
 
-def labelled_frames(models: DemoModels, source: FrameSource, limits: Limits) -> Generator[LabelledFrame, None, None]:
+def labelled_frames(
+    models: DemoModels, source: FrameSource, limits: Limits, folder: Path | None = None
+) -> Generator[LabelledFrame, None, None]:
     """Label a source; memory does not grow with it. The models take one source at a time.
+
+    Args:
+        models: that label it.
+        source: what is labelled.
+        limits: on its frames.
+        folder: where `ask_to_stop` ends it; also from another process, which is where hardware that Spaces share
+            (ZeroGPU) runs this.
 
     Raises:
         Refused: the source is longer than it said, or a frame larger.
@@ -107,6 +120,8 @@ def labelled_frames(models: DemoModels, source: FrameSource, limits: Limits) -> 
         segmenter.reset()
     try:
         for number, frame in enumerate(source):
+            if folder is not None and asked_to_stop(folder):
+                return
             if number == limits.frames:
                 raise Refused(f"it is longer than the {limits.frames} frames that this page takes; these are shown")
             height, width = frame.image.shape[:2]
@@ -117,6 +132,17 @@ def labelled_frames(models: DemoModels, source: FrameSource, limits: Limits) -> 
     finally:
         for segmenter in models.segmenters:
             segmenter.reset()
+
+
+def ask_to_stop(folder: Path) -> None:
+    """End the labelling of a result after the frame at hand; argument: its folder. Nothing happens if it is gone."""
+    with suppress(FileNotFoundError):
+        (folder / STOP).touch()
+
+
+def asked_to_stop(folder: Path) -> bool:
+    """Whether somebody asked to stop, or the folder is gone."""
+    return not folder.is_dir() or (folder / STOP).exists()
 
 
 class Progress:

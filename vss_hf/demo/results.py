@@ -16,12 +16,15 @@ from PIL import Image
 from vss_hf.visualize import Palette, label_png
 
 from .kept_scores import Arrays, load_scores, save_scores, scores_at
-from .labelling import LabelledFrame
+from .labelling import LabelledFrame, ask_to_stop, asked_to_stop
+from .storage import Storage, bytes_in
 from .uploads import Limits, Refused, safe_name
 
 
 SCORES_SHARE = 0.75  # of the limit, for scores: frames and label maps come first
 IDLE_SECONDS = 3600.0
+SWEEP_SECONDS = 60.0
+MEMBER_BYTES = 400  # at most, of what a zip file says of one of its files
 JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
 
 
@@ -56,6 +59,11 @@ class Result:
         palette: one (red, green, blue) per class; viewers show the label PNGs in it.
         rate: frames per second, where frames have no times; None: not known.
         limit: bytes that the files may take.
+
+    Attributes:
+        running: frames are still to come.
+        only: the class that the visitor wants to see alone; None: all.
+        mark: (y, x) of the pixel that the visitor asked for, or None.
     """
 
     def __init__(
@@ -67,7 +75,9 @@ class Result:
         self.bytes = self.score_bytes = 0
         self.used = time.monotonic()
         self.pictures_shown = itertools.count()
-        self.stop = threading.Event()  # whoever labels looks at it
+        self.running = True
+        self.only: int | None = None
+        self.mark: tuple[int, int] | None = None
         self._before: list[np.ndarray] = []
 
     def add(self, frame: LabelledFrame) -> None:
@@ -80,12 +90,13 @@ class Result:
         picture = io.BytesIO()
         Image.fromarray(frame.image).save(picture, **JPEG)
         files = {self._path(number, "frame.jpg"): picture.getbuffer()}
-        for model, labels in enumerate(frame.labels):
-            files[self._path(number, f"labels{model}.png")] = label_png(labels, self.palette)
-        needed = sum(len(data) for data in files.values())
+        maps = [label_png(labels, self.palette) for labels in frame.labels]
+        for model, data in enumerate(maps):
+            files[self._path(number, f"labels{model}.png")] = data
+        # The zip file will hold the label maps again.
+        needed = sum(len(data) for data in files.values()) + sum(len(data) + MEMBER_BYTES for data in maps)
         if self.bytes + self.score_bytes + needed > self.limit:
-            room = f"{self.limit / 2**30:.1f} GB"
-            raise Refused(f"the {room} for a result are full after {number} frames; these are shown")
+            raise Refused(f"the {self._room} for a result are full after {number} frames; these are shown")
         for path, data in files.items():
             path.write_bytes(data)
         self.bytes += needed
@@ -122,21 +133,40 @@ class Result:
         for frame in self.frames:
             yield f"{self.name}/{safe_name(frame.name)}.png"
 
+    def check_room(self) -> None:
+        """Raise `Refused` if the files have become more than the limit."""
+        if bytes_in(self.folder) > self.limit:
+            raise Refused(f"the {self._room} for a result are full")
+
+    def stop(self) -> None:
+        """End the labelling after the frame at hand."""
+        ask_to_stop(self.folder)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody asked to stop, or the result is gone."""
+        return asked_to_stop(self.folder)
+
     def close(self) -> None:
         """End the labelling and remove the files."""
-        self.stop.set()
         shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)  # a file may have come while the others went
 
     def _keep_scores(self, number: int, model: int, arrays: Arrays | None) -> bool:
         size = 0 if arrays is None else sum(array.nbytes for array in arrays.values())
         if arrays is None or self.score_bytes + size > SCORES_SHARE * self.limit:
             return False
-        save_scores(arrays, self._path(number, f"scores{model}.npz"))
-        self.score_bytes += size
+        path = self._path(number, f"scores{model}.npz")
+        save_scores(arrays, path)
+        self.score_bytes += path.stat().st_size
         return True
 
     def _path(self, number: int, name: str) -> Path:
         return self.folder / f"{number:08d}-{name}"
+
+    @property
+    def _room(self) -> str:
+        return f"{self.limit / 2**30:.1f} GB"
 
 
 def changed_share(before: np.ndarray | None, labels: np.ndarray) -> float | None:
@@ -147,34 +177,39 @@ def changed_share(before: np.ndarray | None, labels: np.ndarray) -> float | None
 
 
 class Results:
-    """The results of all visitors, one each, below one temporary folder.
+    """The results of all visitors, one each.
+
+    Those that nobody looks at any more go, whether or not somebody comes.
 
     Args:
         limits: how many there are, and how large.
 
     Attributes:
-        folder: that is removed by `close`, with whatever else was put there.
+        storage: where they are; `close` removes it.
     """
 
     def __init__(self, limits: Limits):
-        self.limits = limits
-        self._temporary = tempfile.TemporaryDirectory(prefix="vss_hf_demo_", ignore_cleanup_errors=True)
-        self.folder = Path(self._temporary.name)
+        self.limits, self.storage = limits, Storage(limits)
         self._of_visitor: dict[str, Result] = {}
         self._lock = threading.Lock()
+        self._closed = threading.Event()
+        threading.Thread(target=self._sweep, name="vss_hf_demo_sweep", daemon=True).start()
 
     def begin(self, visitor: str, name: str, num_labels: int, palette: Palette, rate: float | None) -> Result:
-        """A new result for a visitor, whose old one goes; so do those that nobody looks at any more."""
-        folder = Path(tempfile.mkdtemp(dir=self.folder))
-        result = Result(folder, name, num_labels, palette, rate, self.limits.result_bytes)
+        """A new result for a visitor, whose old one goes; so do others until there is room for this one."""
+        room = self.limits.disk_bytes // 2
+        limit = min(self.limits.result_bytes, room)
+        folder = Path(tempfile.mkdtemp(dir=self.storage.results))
+        result = Result(folder, name, num_labels, palette, rate, limit)
         with self._lock:
             old = [self._of_visitor.pop(visitor, None)]
-            idle = time.monotonic() - IDLE_SECONDS
             by_use = sorted(self._of_visitor, key=lambda other: self._of_visitor[other].used)
-            surplus = len(by_use) + 1 - self.limits.results
-            for place, other in enumerate(by_use):
-                if place < surplus or self._of_visitor[other].used < idle:
-                    old.append(self._of_visitor.pop(other))
+            taken = {other: bytes_in(self._of_visitor[other].folder) for other in by_use}
+            for other in by_use:
+                if len(taken) < self.limits.results and sum(taken.values()) + limit <= room:
+                    break
+                del taken[other]
+                old.append(self._of_visitor.pop(other))
             self._of_visitor[visitor] = result
         for one in old:
             if one is not None:
@@ -192,7 +227,7 @@ class Results:
     def stop(self, visitor: str) -> None:
         """End the labelling for a visitor; what is there stays."""
         if (result := self._of_visitor.get(visitor)) is not None:
-            result.stop.set()
+            result.stop()
 
     def end(self, visitor: str) -> None:
         """A visitor has left."""
@@ -201,8 +236,21 @@ class Results:
         if result is not None:
             result.close()
 
+    def drop_idle(self) -> None:
+        """Remove the results that were not used for `IDLE_SECONDS`: their visitors left without a word."""
+        oldest = time.monotonic() - IDLE_SECONDS
+        for visitor, result in list(self._of_visitor.items()):
+            if result.used < oldest:
+                self.end(visitor)
+
     def close(self) -> None:
         """Remove everything."""
+        self._closed.set()
         for visitor in list(self._of_visitor):
             self.end(visitor)
-        self._temporary.cleanup()
+        self.storage.close()
+
+    def _sweep(self) -> None:
+        while not self._closed.wait(SWEEP_SECONDS):
+            self.drop_idle()
+            self.storage.drop_old_uploads()

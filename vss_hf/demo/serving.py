@@ -7,13 +7,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vss_hf.install import install_advice
+
+from .storage import UploadGate
 from .uploads import Limits
 
 
 if TYPE_CHECKING:
     from .page import Page
 
-INSTALL = "pip install 'vss_hf[demo]'"
 OLDEST_GRADIO = 6
 
 
@@ -67,15 +69,21 @@ def serve(
         The local address.
     """
     import gradio as gr
+    from starlette.middleware import Middleware
 
     try:
+        if wait:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that both leave nothing behind
         _, address, _ = page.blocks.launch(
             server_name=host,
             server_port=port,
             share=share,
             max_file_size=page.limits.upload_bytes,
+            app_kwargs={"middleware": [Middleware(UploadGate, storage=page.results.storage)]},
             theme=gr.themes.Default(
                 font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"], primary_hue="blue"
+            ).set(  # white on the usual blue is hard to read
+                button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700"
             ),
             css_paths=Path(__file__).with_name("page.css"),
             ssr_mode=False,
@@ -84,11 +92,10 @@ def serve(
             quiet=not wait,
         )
         if wait:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that both leave nothing behind
             page.blocks.block_thread()
     finally:
         if wait:
-            page.results.close()
+            page.close()
     return address
 
 
@@ -97,9 +104,11 @@ def check_gradio() -> None:
     try:
         found = version("gradio")
     except PackageNotFoundError:
-        raise ValueError(f"the demo page needs Gradio: {INSTALL}") from None
+        raise ValueError(f"the demo page needs Gradio: {install_advice('demo')}") from None
     if int(found.partition(".")[0]) < OLDEST_GRADIO:
-        raise ValueError(f"the demo page needs Gradio {OLDEST_GRADIO} or newer, found {found}: {INSTALL}")
+        raise ValueError(
+            f"the demo page needs Gradio {OLDEST_GRADIO} or newer, found {found}: {install_advice('demo')}"
+        )
 
 
 def check_port(host: str, port: int) -> None:

@@ -7,15 +7,25 @@ from vss_hf.visualize import Palette
 
 from .answers import ClassShare, PixelAnswer
 from .labelling import Progress
+from .line import others
 
 
-HINT = '<p class="vss-hint">Click a pixel of the picture: its class, how sure the model is, and what comes next.</p>'
+MOVES = {"left": "←", "up": "↑", "down": "↓", "right": "→"}  # of the marked pixel, for those without a mouse
+HINT = (
+    '<p class="vss-hint">Click a pixel of the picture: its class, how sure the model is, and what comes next. '
+    '<button type="button" class="vss-move" data-choice="middle">The one in the middle</button></p>'
+)
 
 
 def status(text: str, kind: str = "plain") -> str:
     """A sentence on how things stand; kind: "plain" or "error"."""
     role = "alert" if kind == "error" else "status"
     return f'<p class="vss-status vss-{kind}" role="{role}">{escape(text)}</p>'
+
+
+def waiting(before: int) -> str:
+    """How many others are served first."""
+    return status(f"Waiting for {others(before)}: your turn comes by itself. Keep this page open.")
 
 
 def progress_bar(progress: Progress) -> str:
@@ -53,7 +63,7 @@ def class_list(
         )
         pressed = "true" if one.label == only else "false"
         rows.append(
-            f'<button type="button" class="vss-class" data-label="{one.label}" aria-pressed="{pressed}">'
+            f'<button type="button" class="vss-class" data-choice="{one.label}" aria-pressed="{pressed}">'
             f"{named(one.label, classes, palette)}{cells}</button>"
         )
     head = ""
@@ -85,7 +95,11 @@ def pixel(
             f'<div class="vss-card">{title}<div class="vss-best">{named(answer.label, classes, palette)}{sure}</div>'
             f"<ul>{others}</ul></div>"
         )
-    where = f'<p class="vss-hint">Pixel {place[0]}, {place[1]} (from the left, from the top)</p>'
+    moves = "".join(
+        f'<button type="button" class="vss-move" data-choice="{move}" aria-label="{move}">{arrow}</button>'
+        for move, arrow in MOVES.items()
+    )
+    where = f'<p class="vss-hint">Pixel {place[0]}, {place[1]} (from the left, from the top) {moves}</p>'
     return f'<div class="vss-pixel">{where}<div class="vss-cards">{"".join(cards)}</div></div>'
 
 

@@ -15,6 +15,7 @@ from vss_hf.video_io import IMAGE_SUFFIXES, FrameSource, open_source, video_stre
 VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,gif,asf,flv"
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 LONGEST_NAME = 60  # characters
+SMALLEST = 32  # pixels on each side: networks shrink a frame to a 32nd
 
 
 class Refused(ValueError):
@@ -31,6 +32,8 @@ class Limits:
         upload_bytes: of one file.
         result_bytes: that the result of one visitor may take on the disk.
         results: kept at a time; the one that was not used for the longest time goes first.
+        disk_bytes: that uploads and results of all visitors may take, half of it each.
+        waiting: visitors in the line behind the one who is served.
     """
 
     frames: int = 600
@@ -38,6 +41,8 @@ class Limits:
     upload_bytes: int = 500 * 2**20
     result_bytes: int = 2 * 2**30
     results: int = 8
+    disk_bytes: int = 10 * 2**30
+    waiting: int = 16
 
 
 def open_upload(path: str | Path, limits: Limits) -> FrameSource:
@@ -56,6 +61,8 @@ def open_upload(path: str | Path, limits: Limits) -> FrameSource:
     path = Path(path)
     if not path.is_file():
         raise Refused(f"{path.name} is not kept any more; upload it again")
+    if path.stat().st_size == 0:
+        raise Refused(f"{path.name} is empty")
     if path.stat().st_size > limits.upload_bytes:
         raise Refused(f"{path.name} has {path.stat().st_size / 2**20:.0f} MB; at most {limits.upload_bytes >> 20} MB")
     if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -70,6 +77,10 @@ def check_picture(path: Path, limits: Limits) -> None:
     try:
         with Image.open(path, formats=PICTURE_FORMATS) as picture:
             width, height = picture.size
+            if picture.mode.startswith(("I", "F")):
+                raise Refused(f"{path.name} has more than 8 bits per channel; save it as a JPEG or a usual PNG first")
+    except Refused:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Refused(f"{path.name} is not a picture that can be read; expected JPEG, PNG or WebP") from error
     check_size(path.name, height, width, limits)
@@ -94,8 +105,10 @@ def check_video(path: Path, limits: Limits) -> None:
 
 
 def check_size(name: str, height: int, width: int, limits: Limits) -> None:
-    """Raise `Refused` for frames without pixels or with too many."""
-    if not 0 < height * width <= limits.pixels:
+    """Raise `Refused` for frames with too few pixels or too many."""
+    if min(height, width) < SMALLEST:
+        raise Refused(f"{name} is {width} x {height} pixels; this page takes at least {SMALLEST} on each side")
+    if height * width > limits.pixels:
         raise Refused(f"{name} is {width} x {height} pixels; this page takes up to {limits.pixels / 1e6:.1f} million")
 
 

@@ -161,7 +161,7 @@ class Run:
             check_same(begun, described, path)
         else:
             path.with_name(f"{REPORT_FILE}.part").unlink(missing_ok=True)  # of a run that was killed here
-            check_new_folder(self.out)
+            check_new_folder(self.out.absolute())  # it is filled where it is: the current one will do
             self.out.mkdir(parents=True, exist_ok=True)
             begun = {"complete": False, **described}
             write_json(path, begun)
